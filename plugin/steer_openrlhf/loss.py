@@ -1,0 +1,83 @@
+"""The adapter between OpenRLHF's ``PolicyLoss`` and an intervention: shape the advantages, call the stock loss."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import Config
+from .registry import Intervention
+from .tokens import Clip, Shaped, Tokens, TokenStatistics
+
+Gather = Callable[[Tensor], Tensor]
+"""All-gather along dim 0 over the data-parallel ranks (identity for one rank)."""
+
+
+class InterventionLoss(nn.Module):
+    """Stands where OpenRLHF's ``PolicyLoss`` stands and takes and returns whatever that takes and returns.
+
+    Args:
+        base: the stock loss, built by OpenRLHF for ``ppo`` or ``gspo``.
+        intervention, config: what shapes the advantages.
+        gather: see :data:`Gather`; used for ``scope: global``.
+
+    Before each forward the owner sets :attr:`statistics` (of the same micro-batch, ``[B, T]``) and, when a step has
+    several micro-batches and the scope is global, :attr:`summary` of the whole optimizer step. The intervention's
+    metrics (0-d tensors) go to :attr:`info` as ``steer/<name>``. Only the stock loss has a gradient.
+    """
+
+    def __init__(self, base: nn.Module, intervention: Intervention, config: Config, gather: Gather) -> None:
+        super().__init__()
+        self.base = base
+        self.intervention, self.config, self.gather = intervention, config, gather
+        self.statistics: TokenStatistics | None = None
+        self.summary: Any = None
+        self.info: dict[str, Any] = {}
+        self._signal = intervention.function("signal")
+        self._summarize = intervention.function("summarize")
+        self._shape = intervention.function("shape")
+
+    @property
+    def scope_is_global(self) -> bool:
+        return getattr(self.config, "scope", "global") == "global"
+
+    def tokens(self, log_probs_BT: Tensor, old_log_probs_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> Tokens:
+        """The detached view of a micro-batch an intervention gets; masked entries are zeroed."""
+        assert self.statistics is not None, "the actor's forward hook did not run before the loss"
+        base: Any = self.base
+        clip = Clip(base.clip_eps_low, base.clip_eps_high, base.dual_clip, base.policy_loss_type == "gspo")
+        mask_BT = mask_BT.to(log_probs_BT.dtype)
+        log_probs, old_log_probs, advantages = (
+            torch.where(mask_BT.bool(), part.detach().float(), 0.0)
+            for part in (log_probs_BT, old_log_probs_BT, advantages_BT)
+        )
+        entropy, collision = self.statistics.entropy, self.statistics.collision
+        return Tokens(log_probs, old_log_probs, advantages, mask_BT.float(), entropy, collision, clip)
+
+    def signal(self, tokens: Tokens) -> Tensor | None:
+        """This micro-batch's contribution to the step's summary."""
+        signal: Tensor | None = self._signal(tokens, self.config)
+        return signal
+
+    def summarize(self, signal: Tensor | None) -> Any:
+        """The summary in the config's scope, from the signal of this rank's tokens."""
+        if signal is not None and self.scope_is_global:
+            signal = self.gather(signal)
+        return self._summarize(signal, self.config)
+
+    def forward(
+        self,
+        log_probs: Tensor,
+        old_log_probs: Tensor,
+        advantages: Tensor,
+        *args: Any,
+        action_mask: Tensor,
+        **kwargs: Any,
+    ) -> Any:
+        tokens = self.tokens(log_probs, old_log_probs, advantages, action_mask)
+        summary = self.summary if self.summary is not None else self.summarize(self.signal(tokens))
+        shaped: Shaped = self._shape(tokens, summary, self.config)
+        self.info.update({f"steer/{name}": value for name, value in shaped.metrics.items()})
+        kept = torch.where(action_mask.bool(), shaped.advantages_BT.to(advantages.dtype), advantages)
+        return self.base(log_probs, old_log_probs, kept, *args, action_mask=action_mask, **kwargs)

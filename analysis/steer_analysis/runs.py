@@ -1,0 +1,152 @@
+"""Run directories as the leaderboard and the report see them: read once, nothing computed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from steer_experiments.recipes import flatten, read_yaml
+from steer_experiments.run_dir import RunDir
+from steer_openrlhf.errors import ConfigError
+from steer_openrlhf.registry import HOST_LOSSES
+
+from .records import Evaluation, load_evaluation
+
+T = TypeVar("T")
+LOSS_KEY = "openrlhf.actor.policy_loss_type"
+ENTROPY = "train/steer/entropy"
+_TRIALS = "trials"
+_NOT_SETTINGS = ("name", "seed", LOSS_KEY)
+_SETTINGS = ("openrlhf.", "steer.", "task.", "model.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory. ``evaluations`` are the complete ones by suite; ``problems`` say what could not be read."""
+
+    path: Path
+    label: str
+    method: str
+    seed: int | None
+    settings: Mapping[str, Any]
+    """Dotted config key -> value of what can change a result; without ``steer.*`` where the method ignores it."""
+    state: str
+    reason: str | None
+    step: int
+    metrics: Sequence[Mapping[str, Any]] = ()
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    problems: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Series:
+    """A metric over steps. ``missing`` are the steps where it was not a finite number."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+    missing: tuple[int, ...] = ()
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """The run directories that ``paths`` name: each a run, or a study (its ``trials/*``: baselines, then by number).
+
+    Raises:
+        ConfigError: every path that is neither.
+    """
+    runs: list[Path] = []
+    mistakes = []
+    for path in paths:
+        trials = [found for found in (path / _TRIALS).glob("*") if found.is_dir() and not found.name.startswith(".")]
+        if trials:
+            runs += sorted(trials, key=lambda trial: (trial.name.isdigit(), trial.name.zfill(9)))
+        elif any((path / name).exists() for name in ("config.yaml", "status.json")):
+            runs.append(path)
+        else:
+            wrong = "does not exist" if not path.exists() else "has neither config.yaml nor trials/"
+            mistakes.append(f"{path}: {wrong}; give a run directory or a study directory")
+    if mistakes:
+        raise ConfigError(mistakes)
+    return list(dict.fromkeys(runs))
+
+
+def read_run(path: Path) -> Run:
+    """Everything in a run directory that analysis needs. What is damaged becomes a problem of this run, no error."""
+    files = RunDir(path)
+    problems: list[str] = []
+    config = flatten(_read(lambda: read_yaml(files.config), problems) or {})
+    metrics = _read(files.read_metrics, problems) or []
+    status = _read(files.read_status, problems)
+    method = str(config.get(LOSS_KEY, "ppo")) if config else "unknown"
+    return Run(
+        path=path,
+        label=f"trial {path.name}" if path.parent.name == _TRIALS and path.name.isdigit() else path.name,
+        method=method,
+        seed=config.get("seed"),
+        settings=_settings(config, method),
+        state=status.state if status else "not started",
+        reason=status.reason if status else None,
+        step=max([status.step if status else 0, *(int(row.get("step", 0)) for row in metrics)]),
+        metrics=metrics,
+        evaluations=_evaluations(files.eval, problems),
+        problems=problems,
+    )
+
+
+def _read(reader: Callable[[], T], problems: list[str]) -> T | None:
+    try:
+        return reader()
+    except ValueError as error:
+        problems.append(str(error))
+        return None
+
+
+def _settings(config: Mapping[str, Any], method: str) -> dict[str, Any]:
+    ignored = ("steer.",) if method in HOST_LOSSES else ()
+    chosen = (key for key in config if key.startswith(_SETTINGS) and key not in _NOT_SETTINGS)
+    return {key: config[key] for key in chosen if not key.startswith(ignored)}
+
+
+def _evaluations(folder: Path, problems: list[str]) -> dict[str, Evaluation]:
+    found = {}
+    for meta in sorted(folder.glob("*.meta.json")):
+        suite = meta.name.removesuffix(".meta.json")
+        try:
+            found[suite] = load_evaluation(folder, suite)
+        except ValueError as error:
+            problems.append(str(error))
+    return found
+
+
+def differing_settings(runs: Sequence[Run]) -> list[str]:
+    """Keys whose value is not the same in all of ``runs``, in order of first appearance."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    return [key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1]
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Each dotted key by its shortest ending that no other of them has: ``steer.lambda_min`` -> ``lambda_min``."""
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        endings = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
+        clashes = [other for other in keys if other != key]
+        names[key] = next(
+            (end for end in endings if not any(other == end or other.endswith(f".{end}") for other in clashes)), key
+        )
+    return names
+
+
+def series(metrics: Sequence[Mapping[str, Any]], name: str) -> Series:
+    """The finite values of a metric by step; a value of null (NaN or infinite when written) is counted as missing."""
+    points: dict[int, float] = {}
+    missing = []
+    for row in metrics:
+        if name not in row or "step" not in row:
+            continue
+        value = row[name]
+        if isinstance(value, int | float) and value == value and abs(value) != float("inf"):
+            points[int(row["step"])] = float(value)
+        else:
+            missing.append(int(row["step"]))
+    steps = sorted(points)
+    return Series(tuple(steps), tuple(points[step] for step in steps), tuple(missing))

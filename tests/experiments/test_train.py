@@ -1,0 +1,375 @@
+"""The supervisor of a run, with small real processes as its training: how runs end, and that nothing is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from steer_experiments import processes
+from steer_experiments.checks import missing_results
+from steer_experiments.config import Experiment, load_recipe
+from steer_experiments.environment import describe
+from steer_experiments.run_dir import RunDir, Status, now, read_json, write_json, write_yaml
+from steer_experiments.train import run_experiment
+from steer_experiments.watch import Verdict, finish, progress_of, watch
+from steer_openrlhf.errors import ConfigError
+
+STEER = Path(__file__).parents[2] / "experiments" / "recipes" / "tiny" / "steer.yaml"
+ITEMS = {"train": 2048, "validation": 128, "test": 200}
+LONG_S = 60.0
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    found = RunDir(tmp_path / "run")
+    me = psutil.Process()
+    found.write_status(Status(state="running", pid=me.pid, pid_created=me.create_time(), started=now(), updated=now()))
+    return found
+
+
+@pytest.fixture
+def start(run: RunDir) -> Iterator[Callable[..., Any]]:
+    """Start a Python child of the run; ``RUN`` is its directory. Killed at the end of the test."""
+    started = []
+
+    def go(code: str) -> Any:
+        text = f"import json, os, sys, time\nRUN = {str(run.path)!r}\n{code}"
+        with run.log.open("ab") as log:
+            started.append(processes.spawn([sys.executable, "-c", text], log, os.environ))
+        return started[-1]
+
+    yield go
+    for child in started:
+        child.kill()
+        child.wait()
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + LONG_S
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+# -- how a process ends ------------------------------------------------------------------------------------------------
+
+METRICS = """
+for step in (1, 2, 3):
+    with open(f"{RUN}/metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": step, "time": 10.0 * step, "train/steer/entropy": 0.5, "train/steer/active": 1.0,
+                               "train/rollout/reward_mean": 0.1 * step}) + "\\n")
+    time.sleep(0.7)
+"""
+
+
+def test_a_good_end_with_a_line_for_each_step(run: RunDir, start: Callable[..., Any]) -> None:
+    run.write_status(run.read_status().changed(total_steps=4))  # type: ignore[union-attr]
+    lines: list[str] = []
+    assert watch(run, start(METRICS), [], minutes=1, say=lines.append) == Verdict("finished", code=0)
+    assert lines[-1] == "step 3/4  reward 0.300  validation -  entropy 0.500  10.0 s/step  0:10 left"
+    status = run.read_status()
+    assert status
+    assert status.step == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "exit_code"),
+    [
+        ("sys.exit(3)", "the process ended with exit code 3", 3),
+        ("os.kill(os.getpid(), 9)", "the process was killed by SIGKILL", -9),
+        (
+            "print('RuntimeError: ... out of memory'); sys.exit(1)",
+            "the process ended with exit code 1: out of memory",
+            1,
+        ),
+        ("raise OSError(28, 'No space left on device')", "the process ended with exit code 1: no space left", 1),
+        (
+            "json.dump({'reason': 'pool died'}, open(RUN + '/grader_failure.json', 'w'))",
+            "the grader failed: pool died",
+            0,
+        ),
+    ],
+)
+def test_a_bad_end_has_a_reason(run: RunDir, start: Callable[..., Any], code: str, reason: str, exit_code: int) -> None:
+    verdict = watch(run, start(code), [], minutes=None)
+    assert verdict.state == "failed"
+    assert verdict.reason is not None
+    assert verdict.reason.startswith(reason)
+    assert verdict.code == exit_code
+
+
+def test_silence_is_a_failure(run: RunDir, start: Callable[..., Any]) -> None:
+    child = start("time.sleep(600)")
+    verdict = watch(run, child, [], minutes=0.01)
+    assert verdict == Verdict("failed", "stalled: no metrics for 0.01 minutes (stall_minutes)", -signal.SIGTERM)
+    assert child.poll() is not None
+
+
+def test_a_grader_failure_ends_the_training_at_once(run: RunDir, start: Callable[..., Any]) -> None:
+    write_json(run.grader_failure, {"reason": "three workers died"})
+    verdict = watch(run, start("time.sleep(600)"), [], minutes=None)
+    assert (verdict.state, verdict.reason) == ("failed", "the grader failed: three workers died")
+
+
+def test_a_request_to_stop_is_no_failure(run: RunDir, start: Callable[..., Any]) -> None:
+    verdict = watch(run, start("time.sleep(600)"), [signal.SIGINT], minutes=None)
+    assert (verdict.state, verdict.reason) == ("stopped", "stopped by SIGINT")
+
+
+def test_a_child_that_ignores_sigterm_is_killed(run: RunDir, start: Callable[..., Any]) -> None:
+    child = start("import signal; signal.signal(15, signal.SIG_IGN); open(RUN + '/deaf', 'w'); time.sleep(600)")
+    wait_for((run.path / "deaf").exists)
+    assert processes.end_child(child, patience_s=0.2) == -signal.SIGKILL
+
+
+def test_the_reason_ends_with_the_log(run: RunDir) -> None:
+    run.log.write_text("a\nthe last line\n")
+    finish(run, Verdict("failed", "why", 4))
+    status = run.read_status()
+    assert status
+    assert (status.state, status.exit_code) == ("failed", 4)
+    assert status.reason == "why; last lines of log.txt:\na\nthe last line"
+
+
+def test_progress_of_nothing_has_no_numbers() -> None:
+    assert progress_of([]).line(None) == "step 0/?  reward -  validation -  entropy -  - s/step"
+    assert progress_of([{"step": 1, "time": 1.0, "train/steer/entropy": None}]).entropy is None
+
+
+# -- nothing is left ---------------------------------------------------------------------------------------------------
+
+SLEEP = "import time; time.sleep(600)"
+
+
+def python(code: str, *words: str, **options: Any) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-c", code, *words], **options)
+
+
+def test_the_training_dies_with_a_killed_supervisor(tmp_path: Path) -> None:
+    code = f"""
+import os, sys
+from steer_experiments import processes
+child = processes.spawn([sys.executable, "-c", {SLEEP!r}], open(os.devnull, "wb"), os.environ)
+print(child.pid, flush=True)
+child.wait()
+"""
+    supervisor = python(code, stdout=subprocess.PIPE)
+    assert supervisor.stdout
+    child = psutil.Process(int(supervisor.stdout.readline()))
+    assert child.is_running()
+    supervisor.kill()
+    supervisor.wait()
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_orphans_in_other_sessions_are_found(tmp_path: Path) -> None:
+    """A grandchild that left its parent, its group and its session, as Ray's and vLLM's do."""
+    code = f"""
+import subprocess, sys
+from steer_experiments import processes
+processes.adopt_orphans()
+before = processes.descendants()
+inner = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=True)"
+subprocess.run([sys.executable, "-c", inner], check=True)
+(orphan,) = processes.descendants() - before
+print(orphan.pid)
+processes.end([orphan])
+print(orphan.is_running())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONG_S)
+    pid, alive = done.stdout.split()
+    assert alive == "False"
+    assert not psutil.pid_exists(int(pid))
+
+
+def test_rays_directory_takes_its_users_with_it() -> None:
+    with processes.ray_temp_dir() as folder:
+        assert len(str(folder)) <= 60  # steer.ray.temp_dir's own bound
+        holds = python("import sys, time; file = open(sys.argv[1] + '/log', 'w'); time.sleep(600)", str(folder))
+        named = python(SLEEP, f"--temp-dir={folder}", start_new_session=True)
+        other = python(SLEEP)
+        wait_for((folder / "log").exists)
+    assert not folder.exists()
+    assert [holds.wait(LONG_S), named.wait(LONG_S)] == [-signal.SIGTERM] * 2
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+def test_a_killed_supervisor_takes_rays_processes_with_it() -> None:
+    """Also those in sessions of their own, which no signal to us or to the training reaches."""
+    code = f"""
+import os, subprocess, sys
+from steer_experiments.processes import ray_temp_dir
+with ray_temp_dir() as folder:
+    user = subprocess.Popen([sys.executable, "-c", {SLEEP!r}, f"--temp-dir={{folder}}"], start_new_session=True)
+    print(folder, user.pid, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    folder, pid = done.stdout.split()
+    wait_for(lambda: not Path(folder).exists() and not psutil.pid_exists(int(pid)))
+
+
+def test_a_directory_that_even_the_janitor_left_is_removed_by_the_next_run() -> None:
+    gone = python("")
+    gone.wait()
+    left = Path(tempfile.gettempdir()) / f"{processes.RAY_DIR_PREFIX}{gone.pid}-test"
+    mine = Path(tempfile.gettempdir()) / f"{processes.RAY_DIR_PREFIX}{os.getpid()}-test"
+    left.mkdir()
+    mine.mkdir()
+    with processes.ray_temp_dir():
+        assert not left.exists()
+        assert mine.exists()
+    mine.rmdir()
+
+
+def test_only_rays_directories_are_removed(tmp_path: Path) -> None:
+    processes.remove_ray_dir(tmp_path)
+    assert tmp_path.exists()
+
+
+def test_alive_is_this_very_process() -> None:
+    me = psutil.Process()
+    assert processes.is_alive(me.pid, me.create_time())
+    assert not processes.is_alive(me.pid, me.create_time() - 100)
+    child = python("")
+    created = psutil.Process(child.pid).create_time()
+    wait_for(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
+    assert not processes.is_alive(child.pid, created)
+    child.wait()
+
+
+# -- what counts as finished -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def experiment() -> Experiment:
+    small = ["openrlhf.data.max_samples=256", "openrlhf.rollout.batch_size=64", "openrlhf.eval.steps=2"]
+    return load_recipe(STEER, [*small, "openrlhf.eval.n_samples_per_prompt=2", "openrlhf.logger.logging_steps=1"])
+
+
+@pytest.fixture
+def whole(run: RunDir) -> RunDir:
+    """A run directory in which nothing is missing."""
+    rows: list[dict[str, Any]] = [{"step": step, "time": 1.0, "train/steer/active": 1.0} for step in (1, 2, 3, 4)]
+    rows += [{"step": step, "time": 1.0, "eval/eval_num_samples": 256.0} for step in (2, 4)]
+    write_rows(run, rows)
+    write_json(run.host_args, {"steer": {"lambda_min": 0.7}})
+    run.checkpoint.mkdir()
+    (run.checkpoint / "config.json").write_text("{}")
+    (run.checkpoint / "model.safetensors").write_text("")
+    return run
+
+
+def write_rows(run: RunDir, rows: list[dict[str, Any]]) -> None:
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def missing(whole: RunDir, experiment: Experiment) -> list[str]:
+    return missing_results(experiment, whole, {"steer.lambda_min": 0.7}, ITEMS)
+
+
+def test_a_whole_run_is_finished(whole: RunDir, experiment: Experiment) -> None:
+    assert missing(whole, experiment) == []
+    assert Verdict("finished", code=0).unless([]) == Verdict("finished", code=0)
+
+
+def test_each_missing_part_is_named(whole: RunDir, experiment: Experiment) -> None:
+    rows = whole.read_metrics()
+    changes: list[tuple[Callable[[], object], str]] = [
+        (lambda: write_rows(whole, rows[:3] + rows[4:]), "the metrics end at step 3 of 4"),
+        (lambda: write_rows(whole, rows[4:]), "metrics.jsonl has no training step with train/steer/active"),
+        (
+            lambda: write_rows(whole, [*rows[:3], rows[3] | {"train/steer/active": 0.0}, *rows[4:]]),
+            "is 0.0 at step 4, not 1",
+        ),
+        (lambda: write_rows(whole, rows[:5]), "validation was measured at steps [2], not at [2, 4]"),
+        (lambda: write_rows(whole, [*rows[:5], rows[5] | {"eval/eval_num_samples": 8.0}]), "has 8.0 samples, not 256"),
+        (lambda: write_json(whole.host_args, {"steer": {"lambda_min": 0.8}}), "but the training used 0.8"),
+        (lambda: whole.host_args.unlink(), "host_args.json was not written"),
+        (lambda: (whole.checkpoint / "config.json").unlink(), "no checkpoint"),
+    ]
+    for change, wanted in changes:
+        change()
+        found = missing(whole, experiment)
+        assert any(wanted in one for one in found), (wanted, found)
+        assert Verdict("finished", code=0).unless(found).state == "failed"
+        write_rows(whole, rows)
+        write_json(whole.host_args, {"steer": {"lambda_min": 0.7}})
+
+
+# -- the whole supervisor ----------------------------------------------------------------------------------------------
+
+
+def test_a_directory_that_is_not_ours_is_refused(tmp_path: Path, experiment: Experiment) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(ConfigError, match="not empty and no run directory"):
+        run_experiment(experiment, tmp_path)
+    with pytest.raises(ConfigError, match="is a file"):
+        run_experiment(experiment, tmp_path / "letter.txt")
+    assert [item.name for item in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_finished_run_is_refused(run: RunDir, experiment: Experiment) -> None:
+    write_yaml(run.config, experiment.resolved())
+    run.write_status(run.read_status().changed(state="finished"))  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="add --overwrite"):
+        run_experiment(experiment, run.path)
+
+
+def test_a_task_that_cannot_be_made_is_a_failed_run_with_the_reason(
+    tmp_path: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEER_CACHE", str(tmp_path / "cache"))
+    level = {"name": "small", "dataset": "chain_sum", "terms": 2, "digits": 1}
+    resolved = experiment.resolved()
+    write_yaml(
+        tmp_path / "r.yaml", resolved | {"task": {"name": "tiny_arithmetic", "levels": [level], "train_size": 9999}}
+    )
+    run = RunDir(tmp_path / "run")
+    assert run_experiment(load_recipe(tmp_path / "r.yaml"), run.path) == 1
+    status = run.read_status()
+    assert status
+    assert (status.state, status.exit_code) == ("failed", 1)
+    assert "too few different questions" in str(status.reason)
+    environment = read_json(run.env)
+    assert environment
+    assert environment["packages"]["openrlhf"] == "0.11.2"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "state"), [(signal.SIGTERM, 130, "stopped"), (signal.SIGKILL, -9, "preparing")]
+)
+def test_steer_train_ends_with_everything_it_started(tmp_path: Path, number: int, code: int, state: str) -> None:
+    """While it prepares, which nobody has cached here."""
+    run = RunDir(tmp_path / "run")
+    command = [sys.executable, "-m", "steer_sweeps", "train", str(STEER), "--run-dir", str(run.path)]
+    train = subprocess.Popen(
+        command, env=os.environ | {"STEER_CACHE": str(tmp_path / "cache")}, stdout=subprocess.DEVNULL
+    )
+    wait_for(lambda: run.log.exists() and len(psutil.Process(train.pid).children()) == 2)
+    (preparing,) = (one for one in psutil.Process(train.pid).children() if "steer_experiments.prepare" in one.cmdline())
+    train.send_signal(number)
+    assert train.wait(LONG_S) == code
+    wait_for(lambda: not preparing.is_running() or preparing.status() == psutil.STATUS_ZOMBIE)
+    status = run.read_status()
+    assert status
+    assert status.state == state
+    wait_for(lambda: not Path(str(status.ray_temp_dir)).exists())
+
+
+def test_the_environment_is_described_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "hunter2")
+    found = describe(["steer", "train"])
+    assert found["command_line"] == ["steer", "train"]
+    assert found["packages"]["steer-openrlhf"]
+    assert "hunter2" not in json.dumps(found)

@@ -1,6 +1,10 @@
-"""For all tests: the slow ones, which start real trainings, run last."""
+"""For all tests: the slow ones, which start real trainings, run last; no property is judged by the clock."""
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("no-clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no-clock")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -60,7 +60,9 @@ def _git(folder: Path, *words: str) -> str | None:
 
 def added_variables(run_dir: Path, own: Mapping[str, str], model_is_local: bool) -> dict[str, str]:
     """What the training's environment has beside ours: what the run needs, then the recipe's ``env:`` on top."""
-    added = {"STEER_RUN_DIR": str(run_dir.absolute()), "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
+    path = str(run_dir.absolute())
+    added = {"STEER_RUN_DIR": path, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
+    added["WANDB_DIR"] = os.environ.get("WANDB_DIR", path)
     if model_is_local:
         added |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if no_gpu():

@@ -21,7 +21,7 @@ def record(item: str, sample: int = 0) -> Record:
 
 
 @given(st.integers(0, 2000))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_file_cut_at_any_byte_continues(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "a.jsonl"
     path.unlink(missing_ok=True)

@@ -64,7 +64,7 @@ def test_many_items_in_blocks_give_the_same_as_one_block(monkeypatch: pytest.Mon
 
 
 @given(accuracies, st.integers(0, 2**32 - 1), st.randoms())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_interval_contains_the_mean_and_ignores_order(values: list[float], seed: int, random: object) -> None:
     shuffled = list(values)
     random.shuffle(shuffled)  # type: ignore[attr-defined]

@@ -100,11 +100,17 @@ def tensorboard_tags(directory: Path) -> list[str]:
 
 
 @pytest.fixture
-def cluster(environment: dict[str, str], short_dir: Path) -> Iterator[str]:
+def ray_command(python: str) -> str:
+    """The `ray` of this interpreter: the tests also run where its folder is not on the path."""
+    return str(Path(python).with_name("ray"))
+
+
+@pytest.fixture
+def cluster(environment: dict[str, str], ray_command: str, short_dir: Path) -> Iterator[str]:
     """A Ray cluster of the user's own, with its dashboard; the address jobs are submitted to."""
     port, dashboard = free_port(), free_port()
-    argv = ["ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-gpus=2",
-            "--num-cpus=4", f"--temp-dir={short_dir}", "--object-store-memory=134217728",
+    argv = [ray_command, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}",
+            "--num-gpus=2", "--num-cpus=4", f"--temp-dir={short_dir}", "--object-store-memory=134217728",
             "--include-dashboard=true", "--dashboard-host=127.0.0.1", "--disable-usage-stats"]  # fmt: skip
     log = (short_dir / "cluster.log").open("wb")
     head = subprocess.Popen(argv, env=environment, start_new_session=True, stdout=log, stderr=log)
@@ -139,7 +145,7 @@ def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def test_as_a_ray_job_beside_the_users_own_runtime_env(
-    world: Any, launch: Launch, python: str, tmp_path: Path, cluster: str
+    world: Any, launch: Launch, python: str, ray_command: str, tmp_path: Path, cluster: str
 ) -> None:
     """OpenRLHF's usual launch. The job sets a variable OpenRLHF sets too, and one of its own; base loss gspo."""
     run_dir = tmp_path / "run"
@@ -148,7 +154,7 @@ def test_as_a_ray_job_beside_the_users_own_runtime_env(
         "steer.base_loss": "gspo", "steer.scope": "microbatch", "ds.zero_stage": 2, "train.micro_batch_size": 64,
     }  # fmt: skip
     env = {"env_vars": {"NCCL_DEBUG": "INFO", "MY_OWN": "1"}}
-    argv = ["ray", "job", "submit", f"--address={cluster}", f"--runtime-env-json={json.dumps(env)}", "--",
+    argv = [ray_command, "job", "submit", f"--address={cluster}", f"--runtime-env-json={json.dumps(env)}", "--",
             python, "-m", "steer_openrlhf.train_ppo_ray", *to_argv(flags)]  # fmt: skip
     done = launch(argv)
     assert done.returncode == 0, done.stdout[-5000:]

@@ -74,7 +74,7 @@ def test_another_model_replaces_the_builder(tmp_path: Path) -> None:
 
 
 @given(overrides=st.lists(st.sampled_from(["steer.side=rising", "seed=3", "openrlhf.actor.adam.lr=1e-5"]), max_size=4))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_resolved_config_is_a_recipe_of_the_same_experiment(overrides: list[str], tmp_path_factory: Any) -> None:
     experiment = load_recipe(STEER, overrides)
     path = tmp_path_factory.mktemp("resolved") / "config.yaml"

@@ -78,7 +78,7 @@ def test_a_larger_train_split_leaves_validation_and_test_alone() -> None:
     assert len(large["train"]) == 80
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**31), sizes=st.tuples(*[st.integers(1, 30)] * 3))
 def test_splits_are_disjoint_for_any_seed_and_sizes(seed: int, sizes: tuple[int, int, int]) -> None:
     config = TinyArithmeticConfig(train_size=sizes[0], validation_size=sizes[1], test_size=sizes[2], seed=seed)

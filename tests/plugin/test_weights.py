@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from steer_openrlhf.config import SteerConfig
 from steer_openrlhf.weights import omega_weights, summarize_omega
@@ -66,7 +66,6 @@ def test_mean_weight_of_the_summary_is_the_mean_of_the_weights() -> None:
     assert summary.mean_weight.item() == pytest.approx(omega_weights(OMEGA, summary, config).mean().item())
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), st.randoms(), st.floats(0.01, 1.0))
 def test_bounds_and_order(values: list[float], random: object, lambda_min: float) -> None:
     omega = torch.tensor(values, dtype=torch.float64)

@@ -79,6 +79,7 @@ def render_report(source: Path) -> str:
         charts=_charts(runs, shown),
         differing=_differing(runs),
         shared=_shared(runs),
+        short=_short,
         durations={one.index: _duration(one.run) for one in shown},
         problems=[(one.run.label, problem) for one in shown for problem in _problems(one.run)],
         colours=_COLOURS,

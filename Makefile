@@ -67,8 +67,12 @@ bench: setup
 pins: setup
 	$(BIN)/python scripts/pins.py
 
+# A folder of gigabytes takes a while to delete: it is renamed first, so that what an interrupted `rm` leaves is in nobody's way.
+drop_venv = if [ -e $(VENV) ]; then mv $(VENV) $(VENV).old.$$$$; fi; rm -rf $(VENV).old.*
+
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@$(drop_venv)
+	rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 setup:
 	@mkdir -p $(dir $(LOCK)) && $(if $(FLOCK),{ $(FLOCK) -n $(LOCK) true || echo "[set-up] another one is running; waiting"; } &&) \
@@ -89,7 +93,7 @@ $(VENV_DONE):
 	$(call begin,venv,1/5 virtual environment $(VENV) with $(PYTHON))
 	@if [ -e $(VENV) ] && [ ! -d $(STAMPS) ]; then \
 		echo "$(VENV) was not made by this Makefile and is left alone: move it away, then run make again" >&2; exit 1; fi
-	@rm -rf $(VENV)
+	@$(drop_venv)
 	@mkdir -p $(STAMPS)
 	@"$(PYTHON)" -m venv $(VENV)
 	@$(INSTALL) -r requirements/bootstrap.txt

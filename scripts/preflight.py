@@ -18,7 +18,7 @@ MEMORY_GB = 8.0
 # temporary folder.
 DISK_GB = {"cpu": 6.0, "stock": 10.0, "present": 3.0}
 TEMP_GB = {"cpu": 1.5, "stock": 4.0, "present": 1.5}
-PIP_PLACES = ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL")
+PIP_PLACES = ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL")  # not PIP_INDEX_URL: a mirror has the stock build
 COMPILERS = {"C compiler": ("gcc", "clang", "cc"), "C++ compiler": ("g++", "clang++")}
 GB = 1e9
 

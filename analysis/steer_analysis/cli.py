@@ -43,10 +43,10 @@ def _leaderboard(args: argparse.Namespace) -> int:
     from steer_experiments.run_dir import write_text
 
     from .leaderboard import build_leaderboard
-    from .runs import find_runs, read_run
+    from .runs import read_runs
     from .tables import to_csv, to_markdown
 
-    board = build_leaderboard([read_run(path) for path in find_runs(args.dirs)])
+    board = build_leaderboard(read_runs(args.dirs))
     output: Path | None = args.output
     texts = {"md": to_markdown(board), "csv": to_csv(board)}
     kind = args.format or ("csv" if output and output.suffix == ".csv" else "md")

@@ -64,11 +64,10 @@ def describe(outcome: Outcome) -> str:
 
 def _evaluate(path: Path, suite: str | None, redo: bool, started: float) -> Outcome:
     plan = make_plan(path, suite)
-    if redo:
-        for old in (plan.meta_path, plan.records_path):
-            old.unlink(missing_ok=True)
-    _require_same(plan, read_meta(plan.meta_path))
-    with RecordFile(plan.records_path) as file:
+    with RecordFile(plan.records_path, discard=redo) as file:
+        if redo:
+            plan.meta_path.unlink(missing_ok=True)
+        _require_same(plan, read_meta(plan.meta_path))
         missing = _missing(plan, file.records)
         if not missing and _is_complete(plan):
             return Outcome(path, plan.suite.name, "already evaluated", samples=len(file.records))
@@ -120,9 +119,14 @@ def _sample(plan: Plan, missing: Sequence[tuple[Item, int]]) -> Iterator[list[Re
     sampling = Sampling(protocol.temperature, protocol.top_p, protocol.max_new_tokens)
     texts = sorted({plan.text(item) for item, _ in missing})
     chat = protocol.prompt == CHAT
-    with closing(Engine(plan.run.checkpoint, texts, sampling, chat)) as engine:
-        for start in range(0, len(missing), REQUESTS_AT_ONCE):
-            yield _batch(plan, missing[start : start + REQUESTS_AT_ONCE], engine)
+    try:
+        with closing(Engine(plan.run.checkpoint, texts, sampling, chat)) as engine:
+            for start in range(0, len(missing), REQUESTS_AT_ONCE):
+                yield _batch(plan, missing[start : start + REQUESTS_AT_ONCE], engine)
+    except (OSError, RuntimeError, ValueError):
+        raise
+    except Exception as error:  # vLLM asserts on some checkpoints and finds keys missing in others
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def _batch(plan: Plan, asked: Sequence[tuple[Item, int]], engine: Engine) -> list[Record]:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from steer_experiments.run_dir import ENDED
 
@@ -22,7 +23,7 @@ class Row:
     parameters: str
     accuracy: Estimate
     difference: Estimate | None
-    """Against the mean of the ``ppo`` rows, item by item; None for those, and where there are none."""
+    """Against the mean of its ``ppo`` runs (see :func:`_baselines`), item by item; None for those, and without any."""
     tied: bool
     """Its interval overlaps the leader's."""
     verdicts: Mapping[str, int]
@@ -103,7 +104,6 @@ def _table(protocol: Protocol, runs: Sequence[Run]) -> Table:
     scores = {run.path: scores_by_item(run.evaluations[protocol.suite]) for run in runs}
     accuracy = {path: bootstrap_mean(items.values(), BOOTSTRAP_SEED) for path, items in scores.items()}
     ordered = sorted(runs, key=lambda run: -accuracy[run.path].mean)
-    baselines = [scores[run.path] for run in runs if run.method == BASELINE]
     keys = differing_settings(runs)
     names = short_names(keys)
     rows = [
@@ -111,7 +111,7 @@ def _table(protocol: Protocol, runs: Sequence[Run]) -> Table:
             run=run,
             parameters=_parameters(run, keys, names),
             accuracy=accuracy[run.path],
-            difference=_difference(scores[run.path], baselines) if run.method != BASELINE else None,
+            difference=_difference(scores[run.path], [scores[one.path] for one in _baselines(run, runs)]),
             tied=run is not ordered[0] and accuracy[run.path].overlaps(accuracy[ordered[0].path]),
             verdicts=count_verdicts((r.verdict for r in run.evaluations[protocol.suite].records), VERDICTS),
             entropy_final=_entropy(run)[0],
@@ -120,6 +120,20 @@ def _table(protocol: Protocol, runs: Sequence[Run]) -> Table:
         for run in ordered
     ]
     return Table(protocol, rows)
+
+
+def _baselines(run: Run, runs: Sequence[Run]) -> list[Run]:
+    """The ``ppo`` runs this one may be compared with: those of its own study, else those that differ from it in nothing
+    but the intervention and the seed."""
+    if run.method == BASELINE:
+        return []
+    own = [one for one in runs if one.method == BASELINE]
+    same_study = [one for one in own if run.study is not None and one.study == run.study]
+    return same_study or [one for one in own if _without_intervention(one) == _without_intervention(run)]
+
+
+def _without_intervention(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in run.settings.items() if not key.startswith("steer.")}
 
 
 def _difference(ours: Mapping[str, float], baselines: Sequence[Mapping[str, float]]) -> Estimate | None:

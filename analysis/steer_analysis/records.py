@@ -127,22 +127,27 @@ def _record(line: bytes) -> Record | None:
 
 
 class RecordFile:
-    """The one writer of a records file: takes the lock, drops a torn last line, appends durably."""
+    """The one writer of a records file: waits for its turn, drops a torn last line (or everything, with ``discard``),
+    appends durably."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, discard: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = path.open("ab")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # dies with its process: never stale
-            self.records, size = read_records(path)
-        except BlockingIOError:
-            self._file.close()
-            raise ValueError(f"{path}: another evaluation is writing it; wait for that one") from None
-        except ValueError:
+            self._lock()
+            self.records, size = ([], 0) if discard else read_records(path)
+        except BaseException:
             self._file.close()
             raise
         self._file.truncate(size)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # dies with its process: never stale
+        except BlockingIOError:
+            print(f"{self.path}: another evaluation is writing it; waiting for that one", flush=True)
+            fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def append(self, records: Iterable[Record]) -> None:
         """Write records and wait until they are on disk."""

@@ -8,12 +8,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from steer_experiments.run_dir import RunDir, now, read_json, write_text
+from steer_experiments.run_dir import RunDir, now, write_text
 from steer_openrlhf.registry import HOST_LOSSES
 
 from . import tables
 from .leaderboard import BASELINE, Leaderboard, Table, build_leaderboard
-from .runs import ENTROPY, Run, differing_settings, find_runs, read_run, series, short_names
+from .runs import ENTROPY, Run, differing_settings, read_runs, series, short_names
 from .study import study_facts
 from .svg import Line, interval_bar, line_chart
 
@@ -55,7 +55,7 @@ def write_report(source: Path, output: Path) -> Path:
 
 def render_report(source: Path) -> str:
     """The page as text. Raises ``ConfigError`` when ``source`` is neither a study nor a run."""
-    runs = [read_run(path) for path in find_runs([source])]
+    runs = read_runs([source])
     board = build_leaderboard(runs)
     shown = _shown(runs)
     # StrictUndefined: a name the template has wrong must not become an empty place on the page
@@ -69,7 +69,7 @@ def render_report(source: Path) -> str:
     return environment.get_template("report.html.j2").render(
         name=source.resolve().name,
         made=now(),
-        facts=study_facts(source, runs, [read_json(RunDir(run.path).env) for run in runs]),
+        facts=study_facts(source, runs),
         counts=_counts(runs),
         headline=[_headline(table) for table in board.tables],
         shown=shown,

@@ -1,12 +1,12 @@
 """Run directories as the leaderboard and the report see them: read once, nothing computed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from steer_experiments.recipes import flatten, read_yaml
-from steer_experiments.run_dir import RunDir
+from steer_experiments.run_dir import RunDir, read_json
 from steer_openrlhf.errors import ConfigError
 from steer_openrlhf.registry import HOST_LOSSES
 
@@ -29,13 +29,21 @@ class Run:
     method: str
     seed: int | None
     settings: Mapping[str, Any]
-    """Dotted config key -> value of what can change a result; without ``steer.*`` where the method ignores it."""
+    """Dotted config key -> value of what can change a result; without ``steer.*`` where the method ignores it, and
+    without what is null."""
     state: str
     reason: str | None
     step: int
     metrics: Sequence[Mapping[str, Any]] = ()
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     problems: Sequence[str] = ()
+    environment: Mapping[str, Any] | None = None
+    """``env.json``; None where it is missing or damaged."""
+
+    @property
+    def study(self) -> Path | None:
+        """The study directory the run belongs to, if any."""
+        return self.path.absolute().parent.parent if self.path.absolute().parent.name == _TRIALS else None
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,15 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(runs))
 
 
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """:func:`find_runs`, read; where two would be called the same, each is named after its study or folder as well."""
+    runs = [read_run(path) for path in find_runs(paths)]
+    labels = [run.label for run in runs]
+    if len(set(labels)) == len(labels):
+        return runs
+    return [replace(run, label=f"{(run.study or run.path.absolute().parent).name}: {run.label}") for run in runs]
+
+
 def read_run(path: Path) -> Run:
     """Everything in a run directory that analysis needs. What is damaged becomes a problem of this run, no error."""
     files = RunDir(path)
@@ -88,6 +105,7 @@ def read_run(path: Path) -> Run:
         step=max([status.step if status else 0, *(int(row.get("step", 0)) for row in metrics)]),
         metrics=metrics,
         evaluations=_evaluations(files.eval, problems),
+        environment=_read(lambda: read_json(files.env), problems),
         problems=problems,
     )
 
@@ -103,7 +121,7 @@ def _read(reader: Callable[[], T], problems: list[str]) -> T | None:
 def _settings(config: Mapping[str, Any], method: str) -> dict[str, Any]:
     ignored = ("steer.",) if method in HOST_LOSSES else ()
     chosen = (key for key in config if key.startswith(_SETTINGS) and key not in _NOT_SETTINGS)
-    return {key: config[key] for key in chosen if not key.startswith(ignored)}
+    return {key: config[key] for key in chosen if not key.startswith(ignored) and config[key] is not None}
 
 
 def _evaluations(folder: Path, problems: list[str]) -> dict[str, Evaluation]:

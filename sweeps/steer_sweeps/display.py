@@ -11,7 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
-from steer_experiments.run_dir import RunDir
+from rich.text import Text
+from steer_experiments.run_dir import RunDir, Status
 from steer_experiments.watch import Progress, progress_of, show
 
 from .controller import Trial
@@ -52,20 +53,24 @@ def rows(study: Study) -> list[Row]:
 
 
 def _row(study: Study, arm: Arm, trial: FrozenTrial) -> Row:
-    run = study.run_dir(arm, trial)
-    status, state = run.read_status(), trial.state.name.lower()
+    run, state = study.run_dir(arm, trial), trial.state.name.lower()
+    status, progress, damage = _read(run)
     if trial.state == TrialState.RUNNING:
         state = status.state if status else "starting"
     elif trial.state == TrialState.FAIL:
         state = str(trial.user_attrs.get("outcome", "failed"))
-    note = str(trial.user_attrs.get("reason", "")).split("\n")[0]
+    note = str(trial.user_attrs.get("reason", "") or damage).split("\n")[0]
     params = " ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in trial.params.items())
     total = status.total_steps if status else None
-    return Row(run.path.name, state, params, _progress(run), total, trial.value, note)
+    return Row(run.path.name, state, params, progress, total, trial.value, note)
 
 
-def _progress(run: RunDir) -> Progress:
-    return progress_of(run.read_metrics())
+def _read(run: RunDir) -> tuple[Status | None, Progress, str]:
+    """Status, progress, and what is damaged: a look at a study must not end because of one run's file."""
+    try:
+        return run.read_status(), progress_of(run.read_metrics()), ""
+    except ValueError as error:
+        return None, Progress(), str(error)
 
 
 def _short(value: object) -> str:
@@ -76,7 +81,7 @@ def table(study: Study) -> Table:
     """The study as a table."""
     found = Table(*COLUMNS, title=f"{study.sweep.name}: {study.sweep.objective.metric}", title_justify="left")
     for row in rows(study):
-        found.add_row(*row.cells())
+        found.add_row(*(Text(cell) for cell in row.cells()))  # Text: a reason may hold what rich takes for markup
     return found
 
 
@@ -104,11 +109,10 @@ class Screen:
             self.live.update(table(self.study), refresh=True)
             return
         for trial in running:
-            status = trial.run.read_status()
+            status, progress, damage = _read(trial.run)
             total = status.total_steps if status else None
-            self.tell(
-                f"trial {trial.name}: {status.state if status else 'starting'}  {_progress(trial.run).line(total)}"
-            )
+            state = damage or (status.state if status else "starting")
+            self.tell(f"trial {trial.name}: {state}  {progress.line(total)}")
 
 
 @contextmanager

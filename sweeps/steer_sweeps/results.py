@@ -24,4 +24,4 @@ def write_results(study: Study, tell: Callable[[str], None]) -> int:
     ):
         tell(f"steer {words[0]} ...")
         codes.append(subprocess.run([*STEER, *words], check=False).returncode)
-    return max(codes)
+    return int(any(codes))  # also for a command that was killed, whose code is negative

@@ -12,7 +12,7 @@ from steer_experiments.config import Experiment, build_experiment, flag_of
 from steer_experiments.recipes import Tree, read_recipe, read_yaml, set_keys
 from steer_openrlhf.errors import ConfigError, mistakes_of, suggest
 
-from .space import Space, Values, check_params, corners, keys, parse_space
+from .space import Space, Values, check_params, corners, keys, parse_space, sample
 
 RECIPE = "recipe_resolved"
 """The key of ``study.yaml`` that holds the recipe with the overrides, so that a changed recipe is noticed."""
@@ -94,6 +94,8 @@ def load_sweep(path: Path) -> Sweep:
     mistakes = _mistakes(partial(sampler_class, sweep.sampler))
     try:
         sweep._space = parse_space(sweep.space)
+        if not mistakes:
+            mistakes += _sampler_mistakes(sweep)
     except ConfigError as error:
         mistakes += error.mistakes
     try:
@@ -171,9 +173,27 @@ def sampler_class(given: Mapping[str, Any]) -> type[Any]:
     return found
 
 
+def _sampler_mistakes(sweep: Sweep) -> list[str]:
+    """Arguments the sampler itself refuses, found by drawing a few trials of the space in memory."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction=sweep.direction)
+    try:
+        for index in range(2):
+            study.sampler = make_sampler(sweep, index)
+            trial = study.ask()
+            sample(trial, sweep.typed_space)
+            study.tell(trial, 0.0)
+    except (TypeError, ValueError, ImportError, AttributeError) as error:
+        return [f"sampler = {sweep.sampler}: Optuna refuses it: {error}"]
+    return []
+
+
 def make_sampler(sweep: Sweep, index: int) -> Any:
     """A sampler seeded by the study's seed and the configuration's index: a study that was interrupted, or repeated a
-    failed run, draws what it would have drawn."""
+    failed run, draws what it would have drawn, given the same results so far. (With several slots, which results are
+    there depends on which runs were faster.)"""
     from numpy.random import SeedSequence
 
     found = sampler_class(sweep.sampler)

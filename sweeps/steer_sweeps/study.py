@@ -8,7 +8,7 @@ a trial.
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,11 @@ class Configuration:
         """Tries that failed by themselves; those that were interrupted do not count."""
         return sum(one.user_attrs.get("outcome") == "failed" for one in self.tries)
 
+    def reason(self) -> str:
+        """Why the last try gave no result."""
+        last = self.tries[-1].user_attrs if self.tries else {}
+        return f"{last.get('outcome', 'not started')}: {last.get('reason', 'nothing was recorded')}".split("\n")[0]
+
     def due(self, retries: int) -> bool:
         """Whether a trial of it must be started now."""
         busy = self.complete or any(one.state == TrialState.RUNNING for one in self.tries)
@@ -99,7 +104,7 @@ class Configuration:
 
 class Study:
     """A study directory. ``trials/<run>`` are run directories: a number for a searched trial, a baseline's name
-    (with ``-<number>`` for a repeated one)."""
+    (with ``~<number>`` for a repeated one: no baseline has such a name)."""
 
     def __init__(self, path: Path, sweep: Sweep) -> None:
         self.path, self.sweep = path, sweep
@@ -142,17 +147,19 @@ class Study:
         if not configuration.waiting:
             arm.optuna.enqueue_trial(self._params(configuration), user_attrs={"config": index})
         arm.optuna.sampler = make_sampler(self.sweep, index)
-        trial = arm.optuna.ask()
-        assert trial.user_attrs["config"] == index, "one waiting trial at a time"
+        while (trial := arm.optuna.ask()).user_attrs.get("config") != index:
+            stray = self.storage.get_trial(trial._trial_id)  # a waiting one, of a sweep that was made shorter since
+            self.fail(arm, stray, "interrupted", "the sweep no longer asks for it")
         values = self.sweep.baselines[index].set if arm.baseline else sample(trial, self.sweep.typed_space)
         return self.storage.get_trial(trial._trial_id), values
 
     def _params(self, configuration: Configuration) -> dict[str, Any]:
-        """The parameters of the try before (also of one that was interrupted), or those the sweep file enqueues."""
-        if configuration.tries:
-            return dict(configuration.tries[-1].params)
+        """What the sweep file enqueues, and what tries before have drawn (a killed one perhaps not everything)."""
         given = [] if configuration.arm.baseline else self.sweep.enqueue
-        return dict(given[configuration.index]) if configuration.index < len(given) else {}
+        params = dict(given[configuration.index]) if configuration.index < len(given) else {}
+        for one in configuration.tries:
+            params |= one.params
+        return params
 
     def values(self, arm: Arm, trial: FrozenTrial) -> Values:
         """The config keys of a trial, from the journal."""
@@ -166,7 +173,7 @@ class Study:
             index = trial.user_attrs["config"]
             first = not any(one.number < trial.number for one in arm.trials() if one.user_attrs.get("config") == index)
             own = self.sweep.baselines[index].name
-            name = own if first else f"{own}-{trial.number}"
+            name = own if first else f"{own}~{trial.number}"
         return RunDir(self.path / "trials" / name)
 
     def complete(self, arm: Arm, trial: FrozenTrial, value: float) -> None:
@@ -226,14 +233,16 @@ def read_study(path: Path) -> Study:
 
 
 @contextmanager
-def only_controller(path: Path) -> Iterator[None]:
-    """One controller a study. The kernel lifts the lock when its holder dies."""
+def only_controller(path: Path, tell: Callable[[str], None] = print) -> Iterator[None]:
+    """One controller a study: waits for another one (a killed ``make`` leaves it at work) and says so. The kernel lifts
+    the lock when its holder dies."""
     path.mkdir(parents=True, exist_ok=True)
     with (path / "controller.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError([f"{path}: another controller is running this study; wait for it, or end it"]) from None
+            tell(f"another controller is running this study; waiting for it (steer sweep status {path} shows it)")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

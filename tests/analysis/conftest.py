@@ -121,13 +121,15 @@ def run_maker() -> RunMaker:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    """Two baselines, six STEER trials, one failed and one that is still running."""
+    """Two baselines, six STEER trials (k is null in them, as a sampled branch leaves it), one failed, one running."""
     folder = tmp_path / "demo"
     trials = folder / "trials"
     make_run(trials / "ppo", "ppo", 0.50)
     make_run(trials / "uniform", "uniform", 0.51, steer={"lambda_min": 0.7})
     for number, lambda_min in enumerate((0.62, 0.81, 0.7, 0.93, 0.55, 0.77)):
-        make_run(trials / str(number), skill=0.5 + 0.3 * (0.95 - lambda_min), steer={"lambda_min": lambda_min})
+        make_run(
+            trials / str(number), skill=0.5 + 0.3 * (0.95 - lambda_min), steer={"k": None, "lambda_min": lambda_min}
+        )
     reason = "the training ended with exit code 1: RuntimeError: <engine> died & left"
     make_run(trials / "6", state="failed", reason=reason, evaluated=False, steer={"lambda_min": 0.6}, steps=7)
     make_run(trials / "7", state="running", evaluated=False, steer={"lambda_min": 0.9}, steps=3)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from steer_analysis.leaderboard import Leaderboard, build_leaderboard
-from steer_analysis.runs import differing_settings, find_runs, read_run, series, short_names
+from steer_analysis.runs import differing_settings, find_runs, read_run, read_runs, series, short_names
 from steer_analysis.tables import to_csv, to_markdown
 from steer_openrlhf.errors import ConfigError
 
 
 def board_of(*paths: Path) -> Leaderboard:
-    return build_leaderboard([read_run(path) for path in find_runs(paths)])
+    return build_leaderboard(read_runs(paths))
 
 
 def test_every_run_of_a_study_is_in_one_place(study: Path) -> None:
@@ -74,13 +74,26 @@ def test_difference_is_paired_with_ppo(study: Path) -> None:
             assert row.difference.mean == pytest.approx(row.accuracy.mean - ppo.accuracy.mean)
 
 
+def test_a_run_is_compared_with_the_baseline_of_its_own_study(tmp_path: Path, run_maker: Any) -> None:
+    for name, ppo in (("a", 0.3), ("b", 0.8)):
+        run_maker(tmp_path / name / "trials" / "ppo", "ppo", ppo)
+        run_maker(tmp_path / name / "trials" / "0", skill=0.55)
+    board = board_of(tmp_path / "a", tmp_path / "b")
+    rows = {row.run.label: row for row in board.tables[0].rows}
+    assert set(rows) == {"a: ppo", "a: trial 0", "b: ppo", "b: trial 0"}
+    for name in ("a", "b"):
+        own, ppo = rows[f"{name}: trial 0"], rows[f"{name}: ppo"]
+        assert own.difference
+        assert own.difference.mean == pytest.approx(own.accuracy.mean - ppo.accuracy.mean)
+
+
 def test_no_baseline_no_difference(tmp_path: Path, run_maker: Any) -> None:
     assert board_of(run_maker(tmp_path / "a")).tables[0].rows[0].difference is None
 
 
 def test_only_differing_parameters_are_named(study: Path) -> None:
     rows = {row.run.label: row for row in board_of(study).tables[0].rows}
-    assert rows["trial 0"].parameters == "lambda_min=0.62"
+    assert rows["trial 0"].parameters == "lambda_min=0.62"  # and not k, which is null
     assert rows["ppo"].parameters == ""
 
 

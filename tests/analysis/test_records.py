@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,8 +64,13 @@ def test_an_unknown_verdict_is_damage(tmp_path: Path) -> None:
 
 
 def test_two_evaluations_do_not_write_one_file(tmp_path: Path) -> None:
-    with RecordFile(tmp_path / "a.jsonl"), pytest.raises(ValueError, match="another evaluation is writing"):
-        RecordFile(tmp_path / "a.jsonl")
+    code = "import pathlib, sys; from steer_analysis.records import RecordFile; RecordFile(pathlib.Path(sys.argv[1]))"
+    with RecordFile(tmp_path / "a.jsonl"):
+        other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "a.jsonl"], stdout=subprocess.PIPE, text=True)
+        assert other.stdout
+        assert "another evaluation is writing it; waiting" in other.stdout.readline()
+        assert other.poll() is None
+    assert other.wait(60) == 0
     with RecordFile(tmp_path / "a.jsonl") as file:
         assert file.records == []
 

@@ -18,7 +18,7 @@ from steer_experiments.run_dir import RunDir
 from steer_openrlhf.errors import ConfigError
 from steer_sweeps.controller import Controller
 from steer_sweeps.spec import load_sweep
-from steer_sweeps.study import JOURNAL, Study, best, only_controller, open_study, read_study
+from steer_sweeps.study import JOURNAL, Study, best, open_study, read_study
 
 HERE = Path(__file__).parent
 LONG_S = 120.0
@@ -112,6 +112,9 @@ def test_a_failure_is_no_number_and_is_tried_again(
     assert (failed.state, failed.value) == (TrialState.FAIL, None)
     assert failed.user_attrs["outcome"] == "failed"
     assert failed.user_attrs["reason"].startswith(reason)
+    status = controller.study.run_dir(controller.study.searched, failed).read_status()
+    assert status
+    assert (status.state, (status.reason or "")[: len(reason)]) == ("failed", reason)  # not "running", not a result
     assert again.state == TrialState.COMPLETE
     assert again.params == failed.params == {"steer.lambda_min": 0.7}
     assert lines_of(tmp_path / "starts.log").count("0") == 1  # a new try has a new directory
@@ -122,9 +125,17 @@ def test_tries_are_limited(control: Make, sweep: Make, tmp_path: Path) -> None:
     controller = run(control, sweep, tmp_path, retries=2)
     tries = controller.study.baselines.trials()
     assert [one.state for one in tries] == [TrialState.FAIL] * 3
-    assert {"ppo", "ppo-1", "ppo-2"} <= set(outcomes(controller.study))
+    assert {"ppo", "ppo~1", "ppo~2"} <= set(outcomes(controller.study))
     assert len([one for one in controller.study.configurations() if one.complete]) == 3
     assert run(control, sweep, tmp_path, retries=2).lines == []  # type: ignore[attr-defined]
+
+
+def test_a_study_made_shorter_while_a_trial_waits_goes_on(control: Make, sweep: Make, tmp_path: Path) -> None:
+    study = control(tmp_path / "study", sweep(n_trials=3, baselines=[])).study
+    study.searched.optuna.enqueue_trial({}, user_attrs={"config": 2})  # killed right after this
+    controller = run(control, sweep, tmp_path, n_trials=1, baselines=[])
+    assert [one.complete is not None for one in controller.study.configurations()] == [True]
+    assert outcomes(controller.study) == {"0": "interrupted", "1": "complete"}
 
 
 def test_a_combination_that_makes_no_sense_is_not_tried_again(control: Make, sweep: Make, tmp_path: Path) -> None:
@@ -161,6 +172,9 @@ def assert_nothing_lost_or_repeated(home: Path, configurations: int) -> None:
     assert sorted(ended) == sorted(complete)  # every good end became the result of its configuration, once
     starts = lines_of(home / "starts.log")
     assert len(starts) == len(set(starts))  # no run directory was used twice
+    enqueued = next(one for one in found if (one.arm.baseline, one.index) == (False, 0))
+    assert enqueued.complete is not None
+    assert enqueued.complete.params == {"steer.lambda_min": 0.7}  # and not drawn anew
 
 
 def test_killed_at_every_moment_that_matters(sweep_file: Make, tmp_path: Path) -> None:
@@ -255,14 +269,15 @@ def test_a_dead_trial_of_a_dead_controller_is_no_failure(
     assert_nothing_lost_or_repeated(tmp_path, 2)
 
 
-def test_two_controllers_of_one_study_are_refused(tmp_path: Path) -> None:
-    with only_controller(tmp_path):
-        code = "import pathlib, sys; from steer_sweeps.study import only_controller\n"
-        code += "with only_controller(pathlib.Path(sys.argv[1])): pass"
-        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert "another controller is running this study" in done.stderr
-    with only_controller(tmp_path):
-        pass
+def test_a_second_controller_waits_and_then_has_nothing_to_do(sweep_file: Make, tmp_path: Path) -> None:
+    """As after the SIGKILL of ``make``, whose child goes on: the same command again must not fail."""
+    behave(tmp_path, ppo="slow")
+    path = sweep_file(n_trials=2)
+    programs = [controller_program(path, tmp_path / "study") for _ in range(2)]
+    outputs = [program.communicate(timeout=LONG_S)[0] for program in programs]
+    assert [program.returncode for program in programs] == [0, 0]
+    assert sum("another controller is running this study; waiting" in output for output in outputs) == 1
+    assert_nothing_lost_or_repeated(tmp_path, 3)
 
 
 # -- the journal -------------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_compiler_and_header() -> None:
 def test_a_raylet_of_this_user_is_found_with_its_folder(tmp_path: Path) -> None:
     sleeper = ["raylet", "-c", "input()", f"--temp_dir={tmp_path}", "--session_dir=/elsewhere"]
     with subprocess.Popen(sleeper, executable=sys.executable, stdin=subprocess.PIPE) as left_over:
-        attributes = ["name", "cmdline", "username", "pid"]
+        attributes = ["name", "cmdline", "uids", "pid"]
         found = doctor.ray_clusters(psutil.process_iter(attributes))
         left_over.communicate(b"\n")
     assert (left_over.pid, str(tmp_path)) in found

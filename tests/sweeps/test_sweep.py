@@ -55,6 +55,14 @@ def test_what_is_no_number_is_never_one(reduce: Any, known: list[float]) -> None
         Objective(metric="eval/other", reduce=reduce).value(metrics(*known))
 
 
+@pytest.mark.parametrize(
+    "sampler", [{"name": "GridSampler"}, {"name": "TPESampler", "n_startup_trials": "three"}], ids=str
+)
+def test_a_sampler_that_cannot_draw_is_refused_before_a_study_exists(sweep_file: Make, sampler: Any) -> None:
+    with pytest.raises(ConfigError, match="Optuna refuses it"):
+        load_sweep(sweep_file(sampler=sampler))
+
+
 def test_only_validation_metrics_can_be_optimised(sweep_file: Make) -> None:
     with pytest.raises(ConfigError, match=r"objective\.metric"):
         load_sweep(sweep_file(objective={"metric": "train/rollout/reward_mean"}))

@@ -6,8 +6,8 @@ cluster's private directory.
 """
 
 import ctypes
+import fcntl
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -120,9 +120,8 @@ def ray_temp_dir() -> Iterator[Path]:
     """
     short = len(tempfile.gettempdir()) <= LONGEST_TEMP_ROOT
     root = tempfile.gettempdir() if short else "/tmp"
-    folder = Path(tempfile.mkdtemp(prefix=f"{RAY_DIR_PREFIX}{os.getpid()}-", dir=root))
-    for abandoned in _abandoned(folder.parent):  # by a janitor that was killed too, or by a power cut
-        remove_ray_dir(abandoned)
+    folder, owned = _owned_dir(root)
+    _remove_abandoned(folder.parent)
     command = [sys.executable, "-m", __name__, str(folder)]
     janitor = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     try:
@@ -130,6 +129,7 @@ def ray_temp_dir() -> Iterator[Path]:
     finally:
         janitor.communicate()
         remove_ray_dir(folder)  # in case the janitor was killed
+        os.close(owned)
 
 
 def remove_ray_dir(folder: Path | str) -> None:
@@ -139,13 +139,34 @@ def remove_ray_dir(folder: Path | str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _abandoned(where: Path) -> list[Path]:
-    found = []
-    for path in where.glob(f"{RAY_DIR_PREFIX}*"):
-        owner = re.match(rf"{RAY_DIR_PREFIX}(\d+)-", path.name)
-        if owner and path.stat().st_uid == os.getuid() and not psutil.pid_exists(int(owner[1])):
-            found.append(path)
-    return found
+def _owned_dir(root: str) -> tuple[Path, int]:
+    """A new directory and the descriptor that holds its lock. The directory itself is locked: with a file open in it we
+    would be one of its users. The kernel lifts the lock with the process, also where that is in another container and
+    its number means nothing here."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=RAY_DIR_PREFIX, dir=root))
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder, handle
+        os.close(handle)  # another starter took it for abandoned before it was locked
+
+
+def _remove_abandoned(where: Path) -> None:
+    """Remove directories of ours that nobody owns: their janitor was killed too, or the power was cut."""
+    for folder in where.glob(f"{RAY_DIR_PREFIX}*"):
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except (FileNotFoundError, PermissionError):  # gone just now, or somebody else's
+            continue
+        try:
+            if os.fstat(handle).st_uid == os.getuid():
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_ray_dir(folder)
+        except BlockingIOError:  # in use
+            continue
+        finally:
+            os.close(handle)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from steer_openrlhf.cpu import mistakes as cpu_mistakes
 from steer_openrlhf.errors import ConfigError
 from steer_openrlhf.hostargs import to_argv
 
@@ -21,6 +22,7 @@ from . import environment, processes
 from .checks import expected_steps, missing_results
 from .config import Experiment, Prepared, flags, ray_flags
 from .prepare import read_prepared
+from .recipes import flatten
 from .run_dir import RunDir, Status, now, write_json, write_yaml
 from .watch import Verdict, finish, watch
 
@@ -37,9 +39,12 @@ def run_experiment(experiment: Experiment, path: Path, overwrite: bool = False) 
     """Run to the end in the run directory ``path``; 0 finished, 1 failed, 130 stopped.
 
     Raises:
-        ConfigError: the directory is in use, is no run directory, or holds a finished run and ``overwrite`` is False.
+        ConfigError: the recipe needs a GPU and there is none; or the directory is in use, is no run directory, or holds
+            a finished run and ``overwrite`` is False.
     """
     run = RunDir(path.absolute())
+    if wrong := cpu_mistakes(flatten(experiment.openrlhf)):
+        raise ConfigError([f"openrlhf.{one}" for one in wrong])
     _refuse_folder(run)
     run.path.mkdir(parents=True, exist_ok=True)
     with _exclusive(run), processes.stop_requests() as stop, processes.ray_temp_dir() as temp_dir:
@@ -103,7 +108,9 @@ def _say(line: str) -> None:
 def _refuse_folder(run: RunDir) -> None:
     if run.path.exists() and not run.path.is_dir():
         raise ConfigError([f"--run-dir {run.path}: is a file; give a folder"])
-    if run.path.is_dir() and any(run.path.iterdir()) and not run.config.exists():
+    files = list(run.path.glob("*")) if run.path.is_dir() else []
+    started = all(path == run.lock or path.suffix == ".tmp" for path in files)  # killed before its first file was whole
+    if not started and not run.config.exists():
         raise ConfigError([f"--run-dir {run.path}: is not empty and no run directory; give another folder"])
 
 

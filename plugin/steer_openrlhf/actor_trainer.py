@@ -69,9 +69,11 @@ class SteerTrainer:
         mask_BT = experience.action_mask.bool()
         entropy_N = statistics.entropy[mask_BT]
         finite_N = entropy_N[entropy_N.isfinite()]
+        tokens = max(entropy_N.numel(), 1)
+        nothing = entropy_N.numel() > 0 and finite_N.numel() == 0  # then it is not a number, and no 0
         experience.info["steer/active"] = entropy_N.new_ones(())
-        experience.info["steer/entropy"] = finite_N.sum() / max(finite_N.numel(), 1)
-        experience.info["steer/nonfinite_entropy"] = (~entropy_N.isfinite()).float().sum()
+        experience.info["steer/entropy"] = finite_N.sum() / (0 if nothing else max(finite_N.numel(), 1))
+        experience.info["steer/nonfinite_entropy"] = (~entropy_N.isfinite()).float().sum() / tokens
 
     def _statistics(self, actor: Any, experience: Any, logits: Tensor) -> TokenStatistics:
         chunk = self.resolved.launch.chunk_tokens
@@ -104,13 +106,13 @@ class SteerTrainer:
         """Fix the summary of an optimizer step before its first micro-batch.
 
         One micro-batch a step needs no extra pass: the loss summarises what it is given. Several need the whole step's
-        tokens first, at the price of one more forward without graph (none for ``scope: microbatch``).
+        tokens first, at the price of one more forward without graph, unless no weight depends on them.
         """
         loss = self._loss
         if loss is None:
             return
         loss.summary = None
-        if len(window) == 1 or not loss.scope_is_global or getattr(loss.config, "k", None) is not None:
+        if len(window) == 1 or not loss.needs_step:
             return
         signals = [loss.signal(self._tokens_now(experience)) for experience in window]
         if signals[0] is not None:
@@ -129,8 +131,8 @@ class SteerTrainer:
             return_output=True,
             ring_attn_group=self.strategy.ring_attn_group,
         )
-        old_BT = experience.action_log_probs
-        return self._loss.tokens(log_probs_BT, old_BT, experience.advantages, experience.action_mask)
+        old_BT, rollout_BT = experience.action_log_probs, experience.rollout_log_probs
+        return self._loss.tokens(log_probs_BT, old_BT, experience.advantages, experience.action_mask, rollout_BT)
 
     def _start_dynamic_window(self, step: int) -> None:
         """Dynamic batching: the optimizer steps are marked in the replay buffer, and are not shuffled."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PAPER_LAMBDA_MIN = 0.7  # arXiv 2510.10150v4, main experiments; useful range .6-.8
+QUANTILE = 0.99
 LINEAR_LAMBDA_MIN, LINEAR_LAMBDA_MAX = 0.8, 1.2  # the authors' released scripts
 
 
@@ -44,7 +45,9 @@ class SteerConfig(Config):
         None, ge=1, description=f"linear only: largest weight; default {LINEAR_LAMBDA_MAX}"
     )
     normalizer: Literal["max", "quantile"] = Field("max", description="what |Omega| is measured against for lambda_min")
-    quantile: float = Field(0.99, gt=0, le=1, description="which quantile of |Omega|, for normalizer quantile")
+    quantile: float | None = Field(
+        None, gt=0, le=1, description=f"which quantile of |Omega|, for normalizer quantile; default {QUANTILE}"
+    )
     norm_floor: float = Field(0.0, ge=0, description="smallest normaliser; 0.02 in the released code, 0 in the paper")
     scope: Literal["global", "microbatch"] = Field(
         "global", description="tokens behind the normaliser: the optimizer step over all ranks, or one micro-batch"
@@ -66,6 +69,8 @@ class SteerConfig(Config):
             wrong.append(f"k = {k} has no meaning for weight linear: give lambda_min and lambda_max")
         if weight == "exp" and given.get("lambda_max") is not None:
             wrong.append(f"lambda_max = {given['lambda_max']} has no meaning for weight exp, whose largest weight is 1")
+        if given.get("quantile") is not None and given.get("normalizer", "max") != "quantile":
+            wrong.append(f"quantile = {given['quantile']} has no meaning for normalizer max: give normalizer quantile")
         if given.get("estimator") == "reference" and given.get("side", "both") != "both":
             wrong.append(
                 f"side = {given['side']} needs a signed estimator (exact, paper); reference knows only |Omega|"
@@ -79,6 +84,8 @@ class SteerConfig(Config):
             self._default("lambda_max", LINEAR_LAMBDA_MAX)
         elif self.k is None:
             self._default("lambda_min", PAPER_LAMBDA_MIN)
+        if self.normalizer == "quantile":
+            self._default("quantile", QUANTILE)
         return self
 
     def _default(self, field: str, value: float) -> None:

@@ -6,10 +6,13 @@ adapts); parts that belong to OpenRLHF's own modules are defined here and bound 
 """
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import wraps
 from typing import Any
 
+DTYPE_VARIABLE = "STEER_OPENRLHF_PARAM_DTYPE"
+"""``--ds.param_dtype`` of the training a process belongs to; set by the launcher for every worker of it."""
 DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 SYNC_TIMEOUT = timedelta(minutes=10)
 
@@ -78,8 +81,9 @@ def adapt_pynccl(module: Any) -> None:
 
 
 def adapt_engine_args(module: Any) -> None:
-    """vLLM computes in float32: bfloat16 is emulated on CPUs without AVX512 (measured: ten times slower)."""
-    if not no_gpu():
+    """vLLM computes in float32 where the actor does: OpenRLHF asks for bfloat16 whatever the actor's type is, and then
+    refuses to send it other weights."""
+    if os.environ.get(DTYPE_VARIABLE) != "fp32":
         return
     original = module.EngineArgs.__post_init__
 
@@ -114,7 +118,25 @@ def cpu_worker_wrap(worker_wrap: type) -> type:
 
 
 def vllm_plugin() -> None:
-    """Entry point ``vllm.general_plugins``: vLLM's own processes are no Ray workers, so they come here."""
-    from .host import install
+    """Entry point ``vllm.general_plugins``: vLLM's own processes are no Ray workers, so they come here. Nothing happens
+    in a vLLM that belongs to no training of ours."""
+    if DTYPE_VARIABLE in os.environ:
+        from .host import install
 
-    install()
+        install()
+
+
+def mistakes(flags: Mapping[str, Any]) -> list[str]:
+    """What a training cannot do on a machine without a GPU: flags as sentences; [] where there is one."""
+    if not no_gpu():
+        return []
+    found = []
+    if (dtype := flags.get("ds.param_dtype", "bf16")) != "fp32":
+        found.append(
+            f"ds.param_dtype = {dtype!r}: there is no GPU here, and OpenRLHF trains in float32 then; give fp32"
+        )
+    if (attention := flags.get("ds.attn_implementation", "flash_attention_2")) not in ("sdpa", "eager"):
+        found.append(f"ds.attn_implementation = {attention!r}: needs a GPU; without one: sdpa, eager")
+    if flags.get("ds.packing_samples"):
+        found.append("ds.packing_samples: needs flash-attn, and that a GPU; leave it out")
+    return found

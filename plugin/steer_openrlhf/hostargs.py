@@ -8,13 +8,14 @@ import argparse
 import ast
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from types import SimpleNamespace, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -22,11 +23,13 @@ from pydantic.fields import FieldInfo
 from .config import Config, LaunchConfig
 from .errors import ConfigError, mistakes_of, suggest
 from .registry import HOST_LOSSES, Intervention, interventions
+from .versions import installed, mistake
 
 HOST_MODULE = "openrlhf.cli.train_ppo_ray"
 LOSS_FLAG = "actor.policy_loss_type"
 MODEL_FLAGS = ("actor.model_name_or_path", "reward.model_name_or_path", "critic.model_name_or_path")
 CPU_DTYPE = "fp32"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,12 @@ class Resolved:
 
 
 def host_parser() -> argparse.ArgumentParser:
-    """OpenRLHF's real parser plus our flags. Raises :class:`ConfigError` when OpenRLHF is missing or other."""
+    """OpenRLHF's real parser plus our flags. Raises :class:`ConfigError` when OpenRLHF is missing or unsupported."""
+    if wrong := mistake("openrlhf", installed("openrlhf")):
+        raise ConfigError([wrong])
     spec = importlib.util.find_spec("openrlhf") and importlib.util.find_spec(HOST_MODULE)
-    if not spec or not spec.origin:
-        raise ConfigError(["openrlhf is not installed: pip install 'openrlhf[vllm]==0.11.2' (on CPU: make setup)"])
+    assert spec is not None
+    assert spec.origin is not None
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     namespace: dict[str, Any] = {"argparse": argparse, "datetime": datetime, "os": os}
     exec(compile(ast.Module(_parser_statements(tree), []), spec.origin, "exec"), namespace)
@@ -99,11 +104,26 @@ def _add_flags(group: argparse._ArgumentGroup, model: type[Config], prefix: str)
 
 def _argument(field: FieldInfo) -> dict[str, Any]:
     """argparse's type or choices for a pydantic field (``X | None`` counts as ``X``); bounds stay pydantic's."""
-    kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
-    kind = field.annotation if get_origin(field.annotation) is Literal or not kinds else kinds[0]
+    optional = get_origin(field.annotation) in (Union, UnionType)
+    kind = next(one for one in get_args(field.annotation) if one is not type(None)) if optional else field.annotation
     if get_origin(kind) is Literal:
         return {"choices": list(get_args(kind))}
-    return {"type": kind}
+    if get_origin(kind) is tuple and Ellipsis not in get_args(kind):
+        return {"type": get_args(kind)[0], "nargs": len(get_args(kind))}
+    if kind is bool:
+        return {"type": _switch, "nargs": "?", "const": True}
+    if kind in (int, float, str):
+        return {"type": kind}
+    raise TypeError(
+        f"no flag can be made of a config field of type {kind}: use bool, int, float, str, Literal or tuple"
+    )
+
+
+def _switch(text: str) -> bool:
+    """``--flag``, ``--flag true``, ``--flag false``: a default may be either."""
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
 
 
 def resolve(values: Mapping[str, Any]) -> Resolved:
@@ -126,6 +146,9 @@ def resolve(values: Mapping[str, Any]) -> Resolved:
         if int(given.get("ds.tensor_parallel_size", 1)) > 1:
             parallel = given["ds.tensor_parallel_size"]
             mistakes.append(f"ds.tensor_parallel_size = {parallel}: {loss} needs whole vocabulary rows; allowed: 1")
+        if int(given.get("data.max_images_per_prompt", 0)) > 0:
+            images = given["data.max_images_per_prompt"]
+            mistakes.append(f"data.max_images_per_prompt = {images}: {loss} is for text; allowed: 0")
         config, wrong = _build(
             chosen.config, _section(given, chosen.flag_prefix, chosen.config), f"{chosen.flag_prefix}."
         )
@@ -166,7 +189,7 @@ def _model_mistakes(given: Mapping[str, Any]) -> list[str]:
     mistakes = []
     for flag in MODEL_FLAGS:
         path = given.get(flag)
-        if isinstance(path, str) and path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+        if isinstance(path, str) and not HUB_ID.fullmatch(path) and not Path(path).expanduser().is_dir():
             mistakes.append(f"{flag} = {path!r}: no such folder; give a Hugging Face model folder or a hub id org/name")
     return mistakes
 
@@ -179,6 +202,8 @@ def _useless(
         set(_flag_names(chosen.config, chosen.flag_prefix)) if chosen else set()
     )
     others = {name for one in known for name in _flag_names(one.config, one.flag_prefix)}
+    if chosen is None and given.get("steer.base_loss", loss) != "ppo":
+        others, mine = others | {"steer.base_loss"}, mine - {"steer.base_loss"}
     return [
         f"{name} = {given[name]!r}: has no effect with {LOSS_FLAG} = {loss}; leave it out, or choose its loss"
         for name in sorted(others - mine)
@@ -221,8 +246,11 @@ def check_flags(flags: Mapping[str, Any]) -> list[str]:
 
 
 def _value_mistakes(name: str, value: Any, action: argparse.Action) -> list[str]:
-    if isinstance(action, argparse._StoreTrueAction | argparse._StoreFalseAction):
-        return [] if isinstance(value, bool) else [f"{name} = {value!r}: is a switch; allowed: true, false"]
+    if isinstance(action, argparse._StoreTrueAction | argparse._StoreFalseAction) or action.type is _switch:
+        if not isinstance(value, bool):
+            return [f"{name} = {value!r}: is a switch; allowed: true, false"]
+        stuck = value is False and action.default is True and action.type is not _switch
+        return [f"{name} = False: OpenRLHF's switch is on by default; give its opposite flag"] if stuck else []
     many = action.nargs is not None
     if many != isinstance(value, list | tuple):
         wanted = f"a list of {action.nargs}" if many else "one value"
@@ -243,9 +271,14 @@ def _value_mistakes(name: str, value: Any, action: argparse.Action) -> list[str]
 
 
 def to_argv(flags: Mapping[str, Any]) -> list[str]:
-    """Dotted flag -> value as a command line. ``True`` is a switch, ``False`` and ``None`` are left out."""
+    """Dotted flag -> value as a command line. ``True`` is a switch; ``None``, and ``False`` for a switch of OpenRLHF
+    (whose default it is), are left out."""
     argv: list[str] = []
+    ours = {one.flag_prefix for one in interventions().values()}
     for name, value in flags.items():
+        if value is False and name.split(".")[0] in ours:
+            argv += [f"--{name}", "false"]
+            continue
         if value is None or value is False:
             continue
         argv.append(f"--{name}")
@@ -256,13 +289,45 @@ def to_argv(flags: Mapping[str, Any]) -> list[str]:
     return argv
 
 
-def parse(argv: list[str]) -> Resolved:
-    """Parse a whole OpenRLHF command line with its real parser, without its stack. A bad flag exits as argparse does.
+def parse(argv: list[str]) -> tuple[Resolved, dict[str, Any]]:
+    """The plugin's view of a whole OpenRLHF command line, and every flag as OpenRLHF's real parser reads it.
 
     Raises:
-        ConfigError: the plugin's own rules are broken (all of them listed).
+        ConfigError: every mistake at once: unknown flags, wrong values, broken rules, a model that is not there.
     """
-    return resolve(vars(host_parser().parse_args(argv)))
+    parser = host_parser()
+    if {"-h", "--help"} & set(argv):
+        parser.parse_args(argv)
+    mistakes = check_flags(_flags_of(argv, parser))
+    if not any(word == "--actor.model_name_or_path" or word.startswith("--actor.model_name_or_path=") for word in argv):
+        mistakes.append("actor.model_name_or_path: is required; give a Hugging Face model folder or a hub id org/name")
+    if mistakes:
+        raise ConfigError(mistakes)
+    flags = vars(parser.parse_args(argv))
+    return resolve(flags), flags
+
+
+def _flags_of(argv: list[str], parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The line as dotted flag -> value, read leniently: what is wrong with it is for :func:`check_flags` to say. A flag
+    OpenRLHF takes by another name (an abbreviation, an opposite) is left to its parser."""
+    actions = parser._option_string_actions
+    flags: dict[str, Any] = {}
+    starts = [index for index, word in enumerate(argv) if word.startswith("--")]
+    for start, end in zip(starts, [*starts[1:], len(argv)], strict=True):
+        word, joined, text = argv[start].partition("=")
+        values = [text] if joined else argv[start + 1 : end]
+        action = actions.get(word)
+        if action is None:
+            if not any(option.startswith(word) for option in actions):
+                flags[word[2:]] = values
+        elif isinstance(action, argparse._StoreTrueAction) or (action.type is _switch and not values):
+            flags[action.dest] = True
+        elif action.type is _switch and values[0].lower() in ("true", "false"):
+            flags[action.dest] = values[0].lower() == "true"
+        elif not isinstance(action, argparse._StoreFalseAction):
+            listed = action.nargs is not None and action.type is not _switch
+            flags[action.dest] = values if listed or len(values) != 1 else values[0]
+    return flags
 
 
 def from_nested(args: SimpleNamespace) -> Resolved:

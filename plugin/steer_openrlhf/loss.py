@@ -42,10 +42,26 @@ class InterventionLoss(nn.Module):
     def scope_is_global(self) -> bool:
         return getattr(self.config, "scope", "global") == "global"
 
-    def tokens(self, log_probs_BT: Tensor, old_log_probs_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> Tokens:
-        """The detached view of a micro-batch an intervention gets; masked entries are zeroed."""
+    @property
+    def needs_step(self) -> bool:
+        """Whether the tokens of the whole optimizer step must be seen before its first micro-batch."""
+        return self.scope_is_global and self.intervention.stepwise(self.config)
+
+    def tokens(
+        self,
+        log_probs_BT: Tensor,
+        old_log_probs_BT: Tensor,
+        advantages_BT: Tensor,
+        mask_BT: Tensor,
+        rollout_log_probs_BT: Tensor | None = None,
+    ) -> Tokens:
+        """The detached view of a micro-batch an intervention gets; masked entries are zeroed. The old log-probs are
+        those of the base loss's ratio: vLLM's own for gspo with an IS correction, else the actor's."""
         assert self.statistics is not None, "the actor's forward hook did not run before the loss"
         base: Any = self.base
+        if base.policy_loss_type == "gspo" and base.is_correction_level != "off":
+            assert rollout_log_probs_BT is not None, "an IS correction needs the rollout's log-probs"
+            old_log_probs_BT = rollout_log_probs_BT
         clip = Clip(base.clip_eps_low, base.clip_eps_high, base.dual_clip, base.policy_loss_type == "gspo")
         mask_BT = mask_BT.to(log_probs_BT.dtype)
         log_probs, old_log_probs, advantages = (
@@ -75,7 +91,7 @@ class InterventionLoss(nn.Module):
         action_mask: Tensor,
         **kwargs: Any,
     ) -> Any:
-        tokens = self.tokens(log_probs, old_log_probs, advantages, action_mask)
+        tokens = self.tokens(log_probs, old_log_probs, advantages, action_mask, kwargs.get("rollout_log_probs"))
         summary = self.summary if self.summary is not None else self.summarize(self.signal(tokens))
         shaped: Shaped = self._shape(tokens, summary, self.config)
         self.info.update({f"steer/{name}": value for name, value in shaped.metrics.items()})

@@ -31,7 +31,8 @@ def paper(tokens: Tokens) -> Tensor:
 
 def reference(tokens: Tokens) -> Tensor:
     """``(A / clamp(pi_old, 1e-8, 1)) x (1-x)(log x + H)``, x = clamp(pi, 1e-8, 1-1e-8): the authors' released code
-    (``compute_token_weights``). Only its absolute value means anything: no I, no r, no sign. Returns ``omega_BT``.
+    (``compute_token_weights``). Only its absolute value means anything: no I, no r, no sign. H is the present policy's;
+    theirs is the rollout's, the same in the first update of a rollout. Returns ``omega_BT``.
     """
     x_BT = tokens.log_probs_BT.exp().clamp(PROB_FLOOR, 1 - PROB_FLOOR)
     scale_BT = tokens.advantages_BT / tokens.old_log_probs_BT.exp().clamp(PROB_FLOOR, 1.0)

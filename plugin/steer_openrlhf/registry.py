@@ -34,6 +34,9 @@ class Intervention:
     maths: str
     prefix: str = ""
     """Prefix of its flags; the name when empty."""
+    stepwise: Callable[[Any], bool] = lambda config: True
+    """Whether, with this config, the weights depend on the summary. Several micro-batches a step then cost one more
+    forward."""
 
     @property
     def flag_prefix(self) -> str:
@@ -49,7 +52,7 @@ class Intervention:
 
 
 INTERVENTIONS: dict[str, Intervention] = {
-    "steer": Intervention("steer", SteerConfig, "steer_openrlhf.steer"),
+    "steer": Intervention("steer", SteerConfig, "steer_openrlhf.steer", stepwise=lambda config: config.k is None),
     "uniform": Intervention("uniform", SteerConfig, "steer_openrlhf.steer:uniform", prefix="steer"),
 }
 

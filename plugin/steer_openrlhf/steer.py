@@ -41,7 +41,8 @@ def shape_uniform(tokens: Tokens, summary: OmegaSummary, config: SteerConfig) ->
 
 
 def _metrics(tokens: Tokens, omega_BT: Tensor, weights_BT: Tensor, config: SteerConfig) -> dict[str, Tensor]:
-    """Scalars over the response tokens: weights, |Omega| and its quantiles, and what was not finite."""
+    """Scalars over the response tokens of the micro-batch: weights, |Omega| and its quantiles, and the share that was
+    not finite. OpenRLHF averages them over micro-batches, ranks and updates, as it does its own."""
     mask_BT = tokens.mask_BT.bool()
     omega_N, weights_N = omega_BT[mask_BT], weights_BT[mask_BT]
     finite_N = omega_N[omega_N.isfinite()]
@@ -55,7 +56,7 @@ def _metrics(tokens: Tokens, omega_BT: Tensor, weights_BT: Tensor, config: Steer
         "omega_mean": some.mean(),
         "omega_abs_mean": some.abs().mean(),
         "omega_abs_max": some.abs().max(),
-        "nonfinite_omega": (~omega_N.isfinite()).to(omega_BT.dtype).sum(),
+        "nonfinite_omega": (~omega_N.isfinite()).to(omega_BT.dtype).sum() / max(omega_N.numel(), 1),
     }
     ordered = some.abs().sort().values
     for name, q in QUANTILES.items():

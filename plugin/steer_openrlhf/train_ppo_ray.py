@@ -11,15 +11,18 @@ import json
 import os
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from . import cpu
 from .errors import ConfigError
 from .hostargs import HOST_MODULE, LOSS_FLAG, Resolved, extend, fail, parse, resolve
+from .versions import check_versions
 
+FORWARDED = ("WANDB_MODE", "WANDB_DIR")  # workers of a cluster that was there before do not inherit our shell
 SETUP_HOOK = "steer_openrlhf.host.install"
 
 
@@ -27,14 +30,18 @@ def main(argv: list[str] | None = None) -> None:
     """Check the command line, then run OpenRLHF's own main with it."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        resolved = parse(arguments)
+        if wrong := check_versions() + _hook_mistakes():
+            raise ConfigError(wrong)
+        resolved, flags = parse(arguments)
+        if _starts_ray(resolved) and (wrong := cpu.mistakes(flags)):
+            raise ConfigError(wrong)
         from . import host
 
         host.install()
     except ConfigError as error:
         fail(error)
     sys.argv = [HOST_MODULE, *arguments]
-    with _extended_parser(), _ray_with_hook(resolved):
+    with _extended_parser(), _ray_with_hook(resolved, str(flags["ds.param_dtype"])):
         runpy.run_module(HOST_MODULE, run_name="__main__", alter_sys=True)
 
 
@@ -70,7 +77,7 @@ def _use_wandb_from_environment(namespace: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _ray_with_hook(resolved: Resolved) -> Iterator[None]:
+def _ray_with_hook(resolved: Resolved, dtype: str) -> Iterator[None]:
     """OpenRLHF's own ``ray.init`` with our setup hook added, and the cluster ``--steer.ray.*`` asks for."""
     import ray
 
@@ -78,7 +85,7 @@ def _ray_with_hook(resolved: Resolved) -> Iterator[None]:
 
     @wraps(original)
     def init(*args: Any, runtime_env: dict[str, Any] | None = None, **kwargs: Any) -> Any:
-        return original(*args, runtime_env=_runtime_env(runtime_env or {}), **(_cluster(resolved) | kwargs))
+        return original(*args, runtime_env=_runtime_env(runtime_env or {}, dtype), **(_cluster(resolved) | kwargs))
 
     ray.init = init
     try:
@@ -87,32 +94,60 @@ def _ray_with_hook(resolved: Resolved) -> Iterator[None]:
         ray.init = original
 
 
-def _runtime_env(host_env: dict[str, Any]) -> dict[str, Any]:
+def _job_env() -> dict[str, Any]:
+    """The runtime env of the Ray job this process is the entry point of; empty outside of a job."""
+    found: dict[str, Any] = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {})
+    return found
+
+
+def _hook_mistakes() -> list[str]:
+    hook = _job_env().get("worker_process_setup_hook")
+    if not hook or hook == SETUP_HOOK:
+        return []
+    return [
+        f"the job's runtime env sets worker_process_setup_hook = {hook!r}, and Ray has room for one: "
+        f"call {SETUP_HOOK} from yours and name it there, or leave it out"
+    ]
+
+
+def _runtime_env(host_env: dict[str, Any], dtype: str) -> dict[str, Any]:
     """OpenRLHF's runtime env plus the hook. Under ``ray job submit`` the job has one already, and Ray refuses a key
     that both set, so OpenRLHF's defaults give way to the job's own variables."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {})
-    hook = job.get("worker_process_setup_hook")
-    if hook and hook != SETUP_HOOK:
-        raise ConfigError(
-            [
-                f"the job's runtime env sets worker_process_setup_hook = {hook!r}, and Ray has room for one: "
-                f"call {SETUP_HOOK} from yours and name it there, or leave it out"
-            ]
-        )
-    taken = job.get("env_vars", {})
-    variables = {name: value for name, value in host_env.get("env_vars", {}).items() if name not in taken}
-    merged = {**host_env, "env_vars": variables}
-    if not hook:
+    job = _job_env()
+    ours = {cpu.DTYPE_VARIABLE: dtype} | {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    variables = host_env.get("env_vars", {}) | ours
+    merged = {
+        **host_env,
+        "env_vars": {name: one for name, one in variables.items() if name not in job.get("env_vars", {})},
+    }
+    if "worker_process_setup_hook" not in job:
         merged["worker_process_setup_hook"] = SETUP_HOOK
     return merged
+
+
+def _address(resolved: Resolved) -> str | None:
+    """The cluster to connect to: the one named, or one that runs on this machine; None when this process starts one."""
+    asked = resolved.launch.ray.address or os.environ.get("RAY_ADDRESS")
+    if asked:
+        return None if asked == "local" else asked
+    from ray._private import services
+
+    look: Callable[..., str | None] = services.canonicalize_bootstrap_address
+    return look(None, resolved.launch.ray.temp_dir)  # as ray.init itself does
+
+
+def _starts_ray(resolved: Resolved) -> bool:
+    """As far as can be said before Ray is loaded. A cluster there is may have GPUs on other machines."""
+    address = resolved.launch.ray.address or os.environ.get("RAY_ADDRESS")
+    current = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    return address == "local" or (address is None and not current.exists())
 
 
 def _cluster(resolved: Resolved) -> dict[str, Any]:
     """Arguments of ``ray.init`` from ``--steer.ray.*``. A cluster started here without a GPU gets GPU slots by name, so
     that OpenRLHF's placement works."""
     asked = resolved.launch.ray
-    address = asked.address or os.environ.get("RAY_ADDRESS")
-    if address and address != "local":
+    if address := _address(resolved):
         return {"address": address}
     os.environ.pop("RAY_ADDRESS", None)  # "local" must not reach the workers as an address
     slots = asked.num_gpus if asked.num_gpus is not None or not cpu.no_gpu() else 2

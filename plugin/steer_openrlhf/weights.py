@@ -33,7 +33,7 @@ def summarize_omega(omega_N: Tensor, config: SteerConfig) -> OmegaSummary:
     if magnitude_M.numel() == 0:
         return OmegaSummary(zero, zero, zero, zero + 1)
     low, high = magnitude_M.min(), magnitude_M.max()
-    norm = high if config.normalizer == "max" else _quantile(magnitude_M, config.quantile)
+    norm = high if config.quantile is None else _quantile(magnitude_M, config.quantile)
     partial = OmegaSummary(norm, low, high, zero + 1)
     mean = omega_weights(omega_N, partial, config).double().mean().to(omega_N.dtype)
     return OmegaSummary(norm, low, high, mean)

@@ -14,12 +14,14 @@ from typing import Any
 import psutil
 import pytest
 from steer_experiments import processes
-from steer_experiments.checks import missing_results
+from steer_experiments.checks import EVAL_SAMPLES, missing_results, verify_host_args
 from steer_experiments.config import Experiment, load_recipe
 from steer_experiments.environment import describe
+from steer_experiments.recipes import merge
 from steer_experiments.run_dir import RunDir, Status, now, read_json, write_json, write_yaml
-from steer_experiments.train import run_experiment
+from steer_experiments.train import _refuse_folder, run_experiment
 from steer_experiments.watch import Verdict, finish, progress_of, watch
+from steer_openrlhf.cpu import no_gpu
 from steer_openrlhf.errors import ConfigError
 
 STEER = Path(__file__).parents[2] / "experiments" / "recipes" / "tiny" / "steer.yaml"
@@ -220,16 +222,14 @@ with ray_temp_dir() as folder:
 
 
 def test_a_directory_that_even_the_janitor_left_is_removed_by_the_next_run() -> None:
-    gone = python("")
-    gone.wait()
-    left = Path(tempfile.gettempdir()) / f"{processes.RAY_DIR_PREFIX}{gone.pid}-test"
-    mine = Path(tempfile.gettempdir()) / f"{processes.RAY_DIR_PREFIX}{os.getpid()}-test"
+    left = Path(tempfile.gettempdir()) / f"{processes.RAY_DIR_PREFIX}test"
     left.mkdir()
-    mine.mkdir()
-    with processes.ray_temp_dir():
+    with processes.ray_temp_dir() as mine:
         assert not left.exists()
-        assert mine.exists()
-    mine.rmdir()
+        with processes.ray_temp_dir() as other:
+            assert mine.exists()
+            assert other != mine
+    assert not mine.exists()
 
 
 def test_only_rays_directories_are_removed(tmp_path: Path) -> None:
@@ -283,6 +283,26 @@ def test_a_whole_run_is_finished(whole: RunDir, experiment: Experiment) -> None:
     assert Verdict("finished", code=0).unless([]) == Verdict("finished", code=0)
 
 
+def test_what_openrlhf_changes_itself_is_no_difference() -> None:
+    flags = {"algo.advantage.is_correction_threshold": [5.0], "ds.attn_implementation": "sdpa", "actor.adam.lr": 1e-4}
+    used = {
+        "algo": {"advantage": {"is_correction_threshold": [0.0, 5.0]}},
+        "ds": {"attn_implementation": "flash_attention_2"},
+        "actor": {"adam": {"lr": 1e-4}},
+    }
+    assert verify_host_args(flags, used) == []
+    (mistake,) = verify_host_args(flags | {"algo.advantage.is_correction_threshold": [4.0]}, used)
+    assert "is_correction_threshold" in mistake
+
+
+def test_the_async_trainer_does_not_evaluate_after_the_last_step(whole: RunDir, experiment: Experiment) -> None:
+    kept = [row for row in whole.read_metrics() if not (EVAL_SAMPLES in row and row["step"] == 4)]
+    whole.metrics.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    assert "validation was measured" in str(missing_results(experiment, whole, {}, ITEMS))
+    given = experiment.model_copy(update={"openrlhf": merge(experiment.openrlhf, {"train": {"async_enable": True}})})
+    assert missing_results(given, whole, {}, ITEMS) == []
+
+
 def test_each_missing_part_is_named(whole: RunDir, experiment: Experiment) -> None:
     rows = whole.read_metrics()
     changes: list[tuple[Callable[[], object], str]] = [
@@ -317,6 +337,29 @@ def test_a_directory_that_is_not_ours_is_refused(tmp_path: Path, experiment: Exp
     with pytest.raises(ConfigError, match="is a file"):
         run_experiment(experiment, tmp_path / "letter.txt")
     assert [item.name for item in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_run_killed_before_its_first_file_can_be_started_again(tmp_path: Path, experiment: Experiment) -> None:
+    """Only the lock and a half-written file are there."""
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    run.lock.touch()
+    (run.path / ".config.yaml.x1.tmp").touch()
+    _refuse_folder(run)
+    (run.path / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="is not empty"):
+        _refuse_folder(run)
+
+
+@pytest.mark.skipif(not no_gpu(), reason="this machine has a GPU")
+def test_a_recipe_for_a_gpu_is_refused_on_a_machine_without(tmp_path: Path) -> None:
+    experiment = load_recipe(
+        STEER, ["openrlhf.ds.param_dtype=bf16", "openrlhf.ds.attn_implementation=flash_attention_2"]
+    )
+    with pytest.raises(ConfigError) as caught:
+        run_experiment(experiment, tmp_path / "run")
+    assert len(caught.value.mistakes) == 2
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_is_refused(run: RunDir, experiment: Experiment) -> None:

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from steer_openrlhf.config import SteerConfig
+from steer_openrlhf import registry
+from steer_openrlhf.config import Config, SteerConfig
 from steer_openrlhf.errors import ConfigError
 from steer_openrlhf.hostargs import check_flags, from_nested, host_parser, parse, resolve, to_argv
+from steer_openrlhf.registry import Intervention
 
 LOSS = "actor.policy_loss_type"
 
@@ -30,9 +32,18 @@ def test_defaults_are_resolved_for_the_worker() -> None:
 
 
 def test_a_whole_command_line_goes_through_the_hosts_own_parser() -> None:
-    resolved = parse(
-        ["--actor.policy_loss_type", "uniform", "--steer.k", "2.5", "--train.batch_size", "64", "--vllm.enforce_eager"]
-    )
+    argv = ["--actor.policy_loss_type", "uniform", "--steer.k", "2.5", "--train.batch_size=64", "--vllm.enforce_eager"]
+    argv += [
+        "--actor.model_name_or_path",
+        "org/name",
+        "--actor.eps_clip_low_high",
+        "0.2",
+        "0.3",
+        "--actor.muon.no_nest",
+    ]
+    resolved, flags = parse(argv)
+    assert (flags["train.batch_size"], flags["actor.eps_clip_low_high"]) == (64, [0.2, 0.3])
+    assert flags["actor.muon.nesterov"] is False  # an opposite switch, abbreviated: OpenRLHF's parser allows both
     assert (resolved.loss, resolved.config.k, resolved.config.lambda_min) == ("uniform", 2.5, None)  # type: ignore[union-attr]
 
 
@@ -57,6 +68,11 @@ def test_the_hosts_own_losses_stay_the_hosts(loss: str) -> None:
             ["side = falling", "signed estimator"],
         ),
         ({"actor.model_name_or_path": "./nowhere"}, ["./nowhere", "no such folder"]),
+        ({"actor.model_name_or_path": "runs/mine/checkpoint"}, ["runs/mine/checkpoint", "no such folder"]),
+        ({LOSS: "ppo", "steer.base_loss": "gspo"}, ["steer.base_loss = 'gspo'", "no effect"]),
+        ({LOSS: "steer", "steer.quantile": 0.9}, ["quantile = 0.9", "normalizer quantile"]),
+        ({LOSS: "steer", "data.max_images_per_prompt": 1}, ["max_images_per_prompt = 1", "allowed: 0"]),
+        ({"actor.muon.nesterov": False}, ["actor.muon.nesterov = False", "opposite flag"]),
         ({"actor.adam.lr": "fast"}, ["actor.adam.lr = 'fast'", "float"]),
         ({"vllm.enforce_eager": 1}, ["vllm.enforce_eager = 1", "true, false"]),
         ({"actor.eps_clip_low_high": [0.2]}, ["takes exactly 2 values"]),
@@ -77,6 +93,32 @@ def test_all_mistakes_at_once() -> None:
         "actor.model_name_or_path": "./nowhere",
     }
     assert len(check_flags(flags)) == 5
+    with pytest.raises(ConfigError) as caught:
+        parse([*to_argv(flags), "--train.batch_size", "many"])
+    assert len(caught.value.mistakes) == 6
+
+
+def test_an_actor_model_is_required() -> None:
+    with pytest.raises(ConfigError, match=r"actor\.model_name_or_path: is required"):
+        parse(["--actor.policy_loss_type", "steer"])
+
+
+class EveryKind(Config):
+    switch: bool = True
+    pair: tuple[float, float] | None = None
+
+
+def test_every_kind_of_config_field_becomes_a_working_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Intervention("mine", EveryKind, "steer_openrlhf.steer")
+    monkeypatch.setattr(registry, "INTERVENTIONS", registry.INTERVENTIONS | {"mine": mine})
+    for switch in (True, False, None):
+        flags = {"actor.model_name_or_path": "org/name", LOSS: "mine", "mine.switch": switch, "mine.pair": (0.5, 2.0)}
+        assert check_flags(flags) == []
+        config = parse(to_argv(flags))[0].config
+        assert config == EveryKind(switch=switch is not False, pair=(0.5, 2.0))
+    assert "true, false" in check_flags({LOSS: "mine", "mine.switch": "perhaps"})[0]
+    with pytest.raises(ConfigError, match="pair"):
+        parse(["--actor.model_name_or_path", "org/name", "--actor.policy_loss_type", "mine", "--mine.pair", "1"])
 
 
 def test_good_flags_have_no_mistakes_and_survive_the_command_line() -> None:

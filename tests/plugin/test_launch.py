@@ -8,12 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from steer_openrlhf import registry
+from steer_openrlhf import cpu, host, registry
 from steer_openrlhf.config import SteerConfig
-from steer_openrlhf.errors import ConfigError
 from steer_openrlhf.metrics import MetricsLogger, without_secrets
 from steer_openrlhf.registry import Intervention, interventions
-from steer_openrlhf.train_ppo_ray import SETUP_HOOK, _runtime_env
+from steer_openrlhf.train_ppo_ray import SETUP_HOOK, _hook_mistakes, _runtime_env
 
 HOST_ENV = {"env_vars": {"NCCL_DEBUG": "WARN", "TOKENIZERS_PARALLELISM": "true"}}
 
@@ -24,20 +23,38 @@ def job(monkeypatch: pytest.MonkeyPatch, runtime_env: dict[str, Any]) -> None:
 
 def test_outside_a_job_the_hosts_environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    assert _runtime_env(HOST_ENV) == {**HOST_ENV, "worker_process_setup_hook": SETUP_HOOK}
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    variables = HOST_ENV["env_vars"] | {"STEER_OPENRLHF_PARAM_DTYPE": "fp32", "WANDB_MODE": "offline"}
+    assert _runtime_env(HOST_ENV, "fp32") == {"env_vars": variables, "worker_process_setup_hook": SETUP_HOOK}
 
 
 def test_a_jobs_own_variables_win_over_the_hosts_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     job(monkeypatch, {"env_vars": {"NCCL_DEBUG": "INFO"}, "working_dir": "gcs://x"})
-    assert _runtime_env(HOST_ENV)["env_vars"] == {"TOKENIZERS_PARALLELISM": "true"}
+    variables = _runtime_env(HOST_ENV, "bf16")["env_vars"]
+    assert "NCCL_DEBUG" not in variables
+    assert variables["TOKENIZERS_PARALLELISM"] == "true"
 
 
 def test_a_jobs_own_setup_hook_is_refused_unless_it_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     job(monkeypatch, {"worker_process_setup_hook": "theirs.hook"})
-    with pytest.raises(ConfigError, match=r"theirs\.hook"):
-        _runtime_env(HOST_ENV)
+    (mistake,) = _hook_mistakes()
+    assert "theirs.hook" in mistake
     job(monkeypatch, {"worker_process_setup_hook": SETUP_HOOK})
-    assert "worker_process_setup_hook" not in _runtime_env(HOST_ENV)
+    assert _hook_mistakes() == []
+    assert "worker_process_setup_hook" not in _runtime_env(HOST_ENV, "fp32")
+
+
+def test_a_vllm_of_somebody_else_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry point is called in every vLLM of the environment, also where the versions are not ours."""
+    called: list[bool] = []
+    monkeypatch.setattr(host, "install", lambda: called.append(True))
+    monkeypatch.delenv(cpu.DTYPE_VARIABLE, raising=False)
+    cpu.vllm_plugin()
+    assert called == []
+    monkeypatch.setenv(cpu.DTYPE_VARIABLE, "fp32")
+    cpu.vllm_plugin()
+    assert called == [True]
 
 
 def host_args(run_dir: Path | None) -> SimpleNamespace:

@@ -20,7 +20,12 @@ LOSSES = [
     {"policy_loss_type": "ppo", "token_level_loss": False},
     {"policy_loss_type": "gspo"},
     {"policy_loss_type": "gspo", "is_correction_level": "seq"},
-]
+    *(
+        {"policy_loss_type": "ppo", "is_correction_level": level, "is_correction_gating": gating,
+         "is_correction_threshold": [0.0, 0.01]}
+        for level in ("token", "seq") for gating in ("binary_kl", "tv")
+    ),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +174,20 @@ def test_empty_micro_batch_and_nan_entropy_leave_no_nan(name: str, stock: Any, b
     loss.statistics = TokenStatistics(batch["log_probs"].detach(), entropy, batch["collision"])
     _, gradient = call(loss, batch)
     assert gradient.isfinite().all()
-    assert loss.info["steer/nonfinite_omega"].item() == 1
+    assert loss.info["steer/nonfinite_omega"].item() == pytest.approx(1 / batch["action_mask"].sum().item())
+
+
+def test_the_ratio_is_that_of_the_base_loss(stock: Any, batch: Any) -> None:
+    """gspo with an IS correction compares with vLLM's log-probs; everything else with the actor's."""
+    for fields, old in (
+        ({"policy_loss_type": "gspo", "is_correction_level": "seq"}, "rollout_log_probs"),
+        ({"policy_loss_type": "gspo"}, "old_log_probs"),
+        ({"policy_loss_type": "ppo", "is_correction_level": "token"}, "old_log_probs"),
+    ):
+        names = ("log_probs", "old_log_probs", "advantages", "action_mask", "rollout_log_probs")
+        tokens = adapted(stock(**fields), batch).tokens(*(batch[name] for name in names))
+        mask = batch["action_mask"].bool()
+        torch.testing.assert_close(tokens.old_log_probs_BT[mask], batch[old].float()[mask])
 
 
 def test_uniform_has_one_weight_and_it_is_steers_mean(stock: Any, batch: Any) -> None:

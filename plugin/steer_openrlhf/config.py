@@ -56,6 +56,10 @@ class SteerConfig(Config):
         "both", description="damp tokens of either sign, only those that lower entropy, or only those that raise it"
     )
 
+    def needs(self) -> frozenset[str]:
+        """See :data:`steer_openrlhf.registry.NEEDS`."""
+        return frozenset()
+
     @classmethod
     def conflicts(cls, given: Mapping[str, Any]) -> list[str]:
         k, lambda_min, weight = given.get("k"), given.get("lambda_min"), given.get("weight", "exp")

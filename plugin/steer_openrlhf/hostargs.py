@@ -149,6 +149,8 @@ def resolve(values: Mapping[str, Any]) -> Resolved:
         if int(given.get("data.max_images_per_prompt", 0)) > 0:
             images = given["data.max_images_per_prompt"]
             mistakes.append(f"data.max_images_per_prompt = {images}: {loss} is for text; allowed: 0")
+        if chosen.own_loss:
+            mistakes += _own_loss_mistakes(given, loss)
         config, wrong = _build(
             chosen.config, _section(given, chosen.flag_prefix, chosen.config), f"{chosen.flag_prefix}."
         )
@@ -162,6 +164,16 @@ def resolve(values: Mapping[str, Any]) -> Resolved:
         raise ConfigError(mistakes)
     assert isinstance(launch, LaunchConfig)
     return Resolved(launch, loss, chosen, config)
+
+
+def _own_loss_mistakes(given: Mapping[str, Any], loss: str) -> list[str]:
+    """What an intervention that replaces the clip range, or adds a loss, cannot stand on."""
+    allowed = {"steer.base_loss": "ppo", "algo.advantage.is_correction_level": "off"}
+    return [
+        f"{flag} = {given[flag]!r}: {loss} brings its own clipping or loss, for plain PPO; allowed: {only}"
+        for flag, only in allowed.items()
+        if given.get(flag, only) != only
+    ]
 
 
 def _section(given: Mapping[str, Any], prefix: str, model: type[Config]) -> dict[str, Any]:

@@ -14,19 +14,29 @@ from .config import Config, SteerConfig
 
 ENTRY_POINT_GROUP = "steer_openrlhf.interventions"
 HOST_LOSSES = ("ppo", "gspo")  # OpenRLHF's own, never touched
+NEEDS = frozenset({"old_entropy", "random", "influence", "influence_head"})
+"""``old_entropy``: one more forward a rollout. ``random``: next to nothing. ``influence``: a backward and a directional
+derivative a step. ``influence_head``: two products with the language-model head a step."""
 
 
 @dataclass(frozen=True)
 class Intervention:
     """A pure function from token statistics to shaped advantages, with its config and flags.
 
-    ``maths`` names the module that holds three functions (loaded on first use, because it needs torch):
+    ``maths`` names the module that holds its functions (loaded on first use, because it needs torch):
 
-    - ``signal(tokens, config) -> Tensor[N] | Tensor[N, F] | None``: what of each response token the step-wide summary
-      depends on (``None``: the intervention needs none);
+    - ``shape(tokens, summary, config) -> Shaped``: the advantages OpenRLHF's loss is called with, and what else it
+      changes. The only one that must be there.
+    - ``signal(tokens, config) -> Tensor[N] | Tensor[N, F]``: what of each response token the summary depends on;
     - ``summarize(signal, config) -> Any``: the summary, from the signals of all tokens of the optimizer step (all ranks
-      and accumulation micro-batches), or of the micro-batch when ``config.scope == "microbatch"``;
-    - ``shape(tokens, summary, config) -> Shaped``: the advantages OpenRLHF's loss is called with.
+      and accumulation micro-batches), or of the micro-batch when ``config.scope == "microbatch"``. Without these two
+      the summary is None.
+    - ``control(state, summary, config) -> (state, summary)``: for a controller; once per optimizer step, before its
+      first micro-batch, the same on every rank. ``state`` is a plain ``dict[str, float]``, empty at first and saved in
+      OpenRLHF's checkpoints; it also holds ``updates`` (optimizer steps of this rollout), ``update`` (which one, from
+      0) and ``momentum`` (the optimizer's first-moment decay).
+    - ``observe(state, change, config) -> (state, metrics)``: after each rollout's updates, with what they did to the
+      mean entropy (:class:`steer_openrlhf.tokens.RolloutChange`); costs two forwards of the measured sequences.
     """
 
     name: str
@@ -37,23 +47,32 @@ class Intervention:
     stepwise: Callable[[Any], bool] = lambda config: True
     """Whether, with this config, the weights depend on the summary. Several micro-batches a step then cost one more
     forward."""
+    needs: Callable[[Any], frozenset[str]] = lambda config: frozenset()
+    """Of :data:`NEEDS`, what it reads beyond what is always there; each has a cost, so it is made only when named."""
+    own_loss: bool = False
+    """It replaces the clip range or adds a loss, so OpenRLHF's plain ``ppo`` loss must be below it: not gspo, and no
+    importance-sampling correction."""
 
     @property
     def flag_prefix(self) -> str:
         return self.prefix or self.name
 
-    def function(self, name: str) -> Callable[..., Any]:
-        """One of ``signal``, ``summarize``, ``shape``; ``maths`` is ``module`` or ``module:suffix``, and a suffix picks
-        ``<function>_<suffix>`` where the module has it."""
+    def function(self, name: str) -> Callable[..., Any] | None:
+        """One of the functions above, None when it has none; ``maths`` is ``module`` or ``module:suffix``, and a suffix
+        picks ``<function>_<suffix>`` where the module has it."""
         module, _, suffix = self.maths.partition(":")
         loaded = import_module(module)
-        found: Callable[..., Any] = getattr(loaded, f"{name}_{suffix}", None) or getattr(loaded, name)
+        found: Callable[..., Any] | None = getattr(loaded, f"{name}_{suffix}", None) or getattr(loaded, name, None)
         return found
 
 
+_HERE = "steer_openrlhf.interventions"
+
 INTERVENTIONS: dict[str, Intervention] = {
-    "steer": Intervention("steer", SteerConfig, "steer_openrlhf.steer", stepwise=lambda config: config.k is None),
-    "uniform": Intervention("uniform", SteerConfig, "steer_openrlhf.steer:uniform", prefix="steer"),
+    "steer": Intervention(
+        "steer", SteerConfig, f"{_HERE}.steer", stepwise=lambda config: config.k is None, needs=SteerConfig.needs
+    ),
+    "uniform": Intervention("uniform", SteerConfig, f"{_HERE}.steer:uniform", prefix="steer", needs=SteerConfig.needs),
 }
 
 

@@ -3,6 +3,7 @@
 Shape letters: B sequences, T response tokens, N tokens of any kind, V vocabulary. Entropies and log-probs in nats.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,6 +68,10 @@ class Tokens:
     """What an intervention sees of a micro-batch; every tensor ``[B, T]``, float, without graph.
 
     ``mask_BT`` is 1 on response tokens; entries outside it are meaningless and must not influence a result.
+
+    The last three are there when the intervention's ``needs`` name them: ``old_entropy_BT`` (nats, of the policy before
+    the first update of this rollout), ``random_BT`` (:func:`token_uniforms`), ``influence_BT`` (score of a token's own
+    gradient in the direction that raises the mean entropy, :mod:`.influence`; nats per unit step and unit advantage).
     """
 
     log_probs_BT: Tensor
@@ -76,6 +81,9 @@ class Tokens:
     entropy_BT: Tensor
     collision_BT: Tensor
     clip: Clip
+    old_entropy_BT: Tensor | None = None
+    random_BT: Tensor | None = None
+    influence_BT: Tensor | None = None
 
     def ratio_BT(self) -> Tensor:
         """Importance ratio r as the base loss uses it."""
@@ -95,8 +103,56 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class RolloutChange:
+    """What the updates of one rollout did, measured on the same tokens before and after (mean entropy, nats per token,
+    over the measured sequences of all ranks)."""
+
+    entropy_before: float
+    entropy_after: float
+    updates: int
+
+
+@dataclass(frozen=True)
 class Shaped:
-    """An intervention's answer: advantages for OpenRLHF's loss, and scalars for the metrics (without ``steer/``)."""
+    """An intervention's answer, for OpenRLHF's loss of the micro-batch.
+
+    - ``advantages_BT``: what the base loss is called with.
+    - ``metrics``: 0-d tensors by name (without ``steer/``).
+    - ``clip``: low and high epsilon that replace OpenRLHF's ``eps_clip_low_high``, numbers or ``[B, T]``; None keeps it.
+    - ``extra_loss``: from the present log-probs ``[B, T]`` (with graph) to a per-token loss ``[B, T]``, added
+      to the base loss, aggregated as that is (same mask and denominator); None for most.
+    """
 
     advantages_BT: Tensor
     metrics: dict[str, Tensor]
+    clip: tuple[Tensor | float, Tensor | float] | None = None
+    extra_loss: Callable[[Tensor], Tensor] | None = None
+
+
+NO_CLIP = (1e9, 1e9)
+"""A :attr:`Shaped.clip` no ratio reaches: OpenRLHF's ratio is at most exp(20) = 4.9e8."""
+
+
+@torch.no_grad()
+def token_uniforms(sequences_BS: Tensor, attention_BS: Tensor, actions: int, seed: int) -> Tensor:
+    """A pseudo-random number in [0, 1) for each of the last ``actions`` tokens; float64 ``[B, actions]``.
+
+    It depends on the seed and on the token's whole prefix (itself included), and on nothing else: not on padding, the
+    order of the samples, or the rank. Equal prefixes, as in equal answers to one prompt, share their number.
+    """
+    present_BS = attention_BS.long()
+    place_BS = present_BS.cumsum(-1)
+    terms_BS = _mix(sequences_BS.long() * _ODD + place_BS) * present_BS
+    hashed_BS = _mix(terms_BS.cumsum(-1) + _mix(torch.full_like(place_BS[:1, :1], seed)))
+    return ((hashed_BS >> 11) & _MANTISSA).double()[:, -actions:] / (_MANTISSA + 1)
+
+
+_ODD = -7046029254386353131  # 0x9E3779B97F4A7C15, the golden ratio in 64 bits, as a signed number
+_MANTISSA = 2**53 - 1
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser (Steele, Lea, Flood 2014) in wrapping int64 arithmetic."""
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
+        x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * factor
+    return x

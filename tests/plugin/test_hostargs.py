@@ -109,7 +109,7 @@ class EveryKind(Config):
 
 
 def test_every_kind_of_config_field_becomes_a_working_flag(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = Intervention("mine", EveryKind, "steer_openrlhf.steer")
+    mine = Intervention("mine", EveryKind, "steer_openrlhf.interventions.steer")
     monkeypatch.setattr(registry, "INTERVENTIONS", registry.INTERVENTIONS | {"mine": mine})
     for switch in (True, False, None):
         flags = {"actor.model_name_or_path": "org/name", LOSS: "mine", "mine.switch": switch, "mine.pair": (0.5, 2.0)}

@@ -102,7 +102,7 @@ def test_without_a_run_directory_nothing_is_written(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
-THIRD_PARTY = Intervention("mine", SteerConfig, "steer_openrlhf.steer")
+THIRD_PARTY = Intervention("mine", SteerConfig, "steer_openrlhf.interventions.steer")
 
 
 def with_entry_point(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
@@ -117,7 +117,9 @@ def test_a_third_party_registers_by_entry_point(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_taken_name_and_a_wrong_object_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "TAKEN", Intervention("ppo", SteerConfig, "steer_openrlhf.steer"), raising=False)
+    monkeypatch.setattr(
+        registry, "TAKEN", Intervention("ppo", SteerConfig, "steer_openrlhf.interventions.steer"), raising=False
+    )
     with_entry_point(monkeypatch, "steer_openrlhf.registry:TAKEN")
     with pytest.raises(ValueError, match="'ppo' is taken"):
         interventions()

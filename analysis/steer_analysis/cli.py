@@ -1,4 +1,4 @@
-"""The commands of this floor: ``steer eval``, ``steer leaderboard``, ``steer report``."""
+"""The commands of this floor: ``steer eval``, ``steer leaderboard``, ``steer report``, ``steer diagnose``."""
 
 import argparse
 from pathlib import Path
@@ -10,6 +10,7 @@ def register(subparsers: Any) -> None:
     _register_eval(subparsers)
     _register_leaderboard(subparsers)
     _register_report(subparsers)
+    _register_diagnose(subparsers)
 
 
 def _register_eval(subparsers: Any) -> None:
@@ -74,4 +75,20 @@ def _report(args: argparse.Namespace) -> int:
     from .report import write_report
 
     print(f"wrote {write_report(args.dir, args.output or args.dir / 'report.html')}")
+    return 0
+
+
+def _register_diagnose(subparsers: Any) -> None:
+    text = "How accurate the entropy-change estimators were, from the probe files of a training."
+    parser = subparsers.add_parser("diagnose", help="judge the entropy-change estimators", description=text)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory, or a study (all its trials)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the page of one run; default: RUN/diagnose.html")
+    parser.set_defaults(func=_diagnose)
+
+
+def _diagnose(args: argparse.Namespace) -> int:
+    from .diagnose_run import diagnose_runs
+    from .runs import find_runs
+
+    diagnose_runs(find_runs(args.runs), args.output)
     return 0

@@ -9,7 +9,7 @@ from .runs import Series
 from .statistics import Estimate
 
 WIDTH, HEIGHT = 560, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 52, 12, 40  # margins of the plot, in the viewBox's units
+LEFT, RIGHT, TOP, BOTTOM = 62, 52, 12, 40  # margins of the plot, in the viewBox's units
 _HOVER_POINTS, _PATH_POINTS = 120, 600  # kept of a line; a longer one is thinned to its extremes
 _LABEL_GAP = 12
 _FEW_POINTS = 12  # a chart of lines this short shows their points
@@ -28,7 +28,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class _Frame:
+class Frame:
     """Data ranges and their place in the picture."""
 
     x: tuple[float, float]
@@ -37,7 +37,7 @@ class _Frame:
     def at(self, step: float, value: float) -> tuple[float, float]:
         across = (step - self.x[0]) / (self.x[1] - self.x[0])
         up = (value - self.y[0]) / (self.y[1] - self.y[0])
-        return _LEFT + across * (WIDTH - _LEFT - _RIGHT), HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM)
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
 
 def line_chart(chart_id: str, lines: Sequence[Line], title: str, y_label: str, percent: bool = False) -> str:
@@ -54,12 +54,15 @@ def line_chart(chart_id: str, lines: Sequence[Line], title: str, y_label: str, p
     last = max(1, *steps)
     ticks_y = nice_ticks(min(values), max(values), 5)
     ticks_x = [tick for tick in nice_ticks(0, last, 7, whole=True) if tick <= last]
-    frame = _Frame((0, last), (ticks_y[0], ticks_y[-1]))
+    frame = Frame((0, last), (ticks_y[0], ticks_y[-1]))
     dotted = max(len(line.data.steps) for line in drawn) <= _FEW_POINTS
-    parts = [_axes(frame, ticks_x, ticks_y, y_label), *(_line(frame, line, scale, dotted) for line in drawn)]
+    parts = [
+        axes(frame, ticks_x, ticks_y, "training step", y_label),
+        *(_line(frame, line, scale, dotted) for line in drawn),
+    ]
     parts.append(_tags(frame, drawn, scale))
     described = f"{title}: {len(drawn)} lines up to step {max(steps)}, {y_label}"
-    return _svg(chart_id, WIDTH, HEIGHT, title, described, "".join(parts))
+    return picture(chart_id, WIDTH, HEIGHT, title, described, "".join(parts))
 
 
 def nice_ticks(low: float, high: float, wanted: int, whole: bool = False) -> list[float]:
@@ -76,25 +79,26 @@ def nice_ticks(low: float, high: float, wanted: int, whole: bool = False) -> lis
     return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
-def _axes(frame: _Frame, ticks_x: Sequence[float], ticks_y: Sequence[float], y_label: str) -> str:
+def axes(frame: Frame, ticks_x: Sequence[float], ticks_y: Sequence[float], x_label: str, y_label: str) -> str:
+    """Grid lines, tick numbers and the names of both axes."""
     parts = []
     for tick in ticks_y:
         _, y = frame.at(frame.x[0], tick)
         zero = " zero" if tick == 0 and ticks_y[0] < 0 else ""
-        parts.append(f'<line class="grid{zero}" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        parts.append(f'<line class="grid{zero}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for tick in ticks_x:
         x, _ = frame.at(tick, frame.y[0])
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - _BOTTOM + 17}" text-anchor="middle">{tick:g}</text>')
-    middle = (_LEFT + WIDTH - _RIGHT) / 2
-    parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">training step</text>')
-    down = (HEIGHT - _BOTTOM + _TOP) / 2
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{tick:g}</text>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    down = (HEIGHT - BOTTOM + TOP) / 2
     turned = f'transform="rotate(-90 12 {down})"'
     parts.append(f'<text class="axis" x="12" y="{down}" text-anchor="middle" {turned}>{escape(y_label)}</text>')
     return "".join(parts)
 
 
-def _line(frame: _Frame, line: Line, scale: float, dotted: bool) -> str:
+def _line(frame: Frame, line: Line, scale: float, dotted: bool) -> str:
     """The path, broken at missing steps, and points that say their value when the pointer is on them."""
     points = [(step, scale * value) for step, value in zip(line.data.steps, line.data.values, strict=True)]
     path, before = [], None
@@ -112,7 +116,7 @@ def _line(frame: _Frame, line: Line, scale: float, dotted: bool) -> str:
     return f'<g class="line{few} {line.css}"><path d="{"".join(path)}"/>{"".join(dots)}</g>'
 
 
-def _tags(frame: _Frame, lines: Sequence[Line], scale: float) -> str:
+def _tags(frame: Frame, lines: Sequence[Line], scale: float) -> str:
     """Each line's tag at its end; those that end at the same step are pushed apart so that none covers another."""
     columns: dict[int, list[tuple[float, Line]]] = {}
     for line in lines:
@@ -122,7 +126,7 @@ def _tags(frame: _Frame, lines: Sequence[Line], scale: float) -> str:
     for step, ends in columns.items():
         x, _ = frame.at(step, frame.y[0])
         ends.sort(key=lambda end: end[0])
-        places = spread([y for y, _ in ends], _LABEL_GAP, _TOP, HEIGHT - _BOTTOM)
+        places = spread([y for y, _ in ends], _LABEL_GAP, TOP, HEIGHT - BOTTOM)
         for place, (_, line) in zip(places, ends, strict=True):
             text = escape(line.tag)
             parts.append(f'<text class="tag {line.css}" x="{x + 7:.1f}" y="{place + 4:.1f}">{text}</text>')
@@ -167,10 +171,11 @@ def interval_bar(bar_id: str, value: Estimate, low: float, high: float, referenc
     parts.append(f'<g class="line {css}"><line class="interval" {ends} y1="{middle}" y2="{middle}"/>')
     parts.append(f'<circle class="mean" cx="{across(value.mean):.1f}" cy="{middle}" r="5"/></g>')
     title = f"{100 * value.mean:.1f} %, 95 % interval {100 * value.low:.1f} to {100 * value.high:.1f} %"
-    return _svg(bar_id, BAR_WIDTH, BAR_HEIGHT, title, "", "".join(parts), css="bar")
+    return picture(bar_id, BAR_WIDTH, BAR_HEIGHT, title, "", "".join(parts), css="bar")
 
 
-def _svg(name: str, width: int, height: int, title: str, description: str, body: str, css: str = "chart") -> str:
+def picture(name: str, width: int, height: int, title: str, description: str, body: str, css: str = "chart") -> str:
+    """An ``svg`` element that a screen reader names by its title and description; ``name`` is unique on the page."""
     described = f'<desc id="{name}-d">{escape(description)}</desc>' if description else ""
     labelled = f"{name}-t {name}-d" if description else f"{name}-t"
     head = f'<svg class="{css}" viewBox="0 0 {width} {height}" role="img" aria-labelledby="{labelled}">'

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,19 @@ def _git(folder: Path, *words: str) -> str | None:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def private_extensions(folder: Path) -> dict[str, str]:
+    """On CPU, DeepSpeed's C++ parts in a place of this run's own below ``folder``: copied from where ``make setup`` has
+    built them, else built anew. (torch guards a build by a lock file, which a killed process leaves behind, and then
+    every other training of the user waits at it for ever.) On a GPU machine, where a build takes minutes: {}."""
+    if not no_gpu() or "TORCH_EXTENSIONS_DIR" in os.environ:
+        return {}
+    built, own = Path(sys.prefix) / "torch_extensions", folder / "torch_extensions"
+    if built.is_dir():
+        shutil.copytree(built, own, ignore=shutil.ignore_patterns("lock"))
+    own.mkdir(exist_ok=True)
+    return {"TORCH_EXTENSIONS_DIR": str(own)}
 
 
 def added_variables(run_dir: Path, own: Mapping[str, str], model_is_local: bool) -> dict[str, str]:

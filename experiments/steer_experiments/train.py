@@ -86,6 +86,7 @@ def _train(experiment: Experiment, run: RunDir, temp_dir: Path, stop: list[int])
     total = expected_steps(experiment, prepared.task.expected_n["train"])
     variables = os.environ | environment.added_variables(run.path, experiment.env, local)
     variables["VLLM_RPC_BASE_PATH"] = str(temp_dir)  # vLLM leaves its sockets behind
+    variables |= environment.private_extensions(temp_dir)
     with run.log.open("ab") as log:
         log.write(f"$ {shlex.join(command)}\n".encode())
         log.flush()

@@ -7,6 +7,7 @@ for are checked first and refused otherwise (:mod:`.versions`).
 """
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -103,6 +104,36 @@ def patch_ppo_trainer(module: Any) -> None:
     base.__init__ = init
 
 
+def patch_strategy(module: Any) -> None:
+    """Our state (a controller's, the number of rollouts) is saved with OpenRLHF's checkpoints and read back.
+
+    Why: the client state OpenRLHF saves is made in another process. *Remove when* trainers can add to it.
+    """
+    from .actor_trainer import STATE
+
+    strategy = module.DeepspeedStrategy
+    saved = ("self", "model", "save_dir", "tag", "max_num", "max_mem", "client_state")
+    save = _expect(strategy, "save_ckpt", (*saved, "save_latest", "metric_value", "metric_key"))
+    read = ("load_optimizer_states", "load_lr_scheduler_states", "load_module_only")
+    load = _expect(strategy, "load_ckpt", ("self", "model", "load_dir", "tag", "load_module_strict", *read))
+    signature = inspect.signature(save)
+
+    @wraps(save)
+    def save_ckpt(self: Any, *args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(self, *args, **kwargs)
+        if state := getattr(self, "steer_state", None):
+            call.arguments["client_state"] = {**(call.arguments.get("client_state") or {}), STATE: state()}
+        return save(*call.args, **call.kwargs)
+
+    @wraps(load)
+    def load_ckpt(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        path, states = load(self, *args, **kwargs)
+        self.steer_restored = states.get(STATE)
+        return path, states
+
+    strategy.save_ckpt, strategy.load_ckpt = save_ckpt, load_ckpt
+
+
 def patch_dtype(module: Any) -> None:
     """``--ds.param_dtype fp32``. Why: OpenRLHF knows bf16 and fp16; DeepSpeed takes neither for float32, rightly."""
     original = _expect(module, "convert_to_torch_dtype", ("param_dtype",))
@@ -127,6 +158,7 @@ PATCHES: dict[str, Callable[[Any], None]] = {
     "openrlhf.trainer.ray.launcher": patch_launcher,
     "openrlhf.trainer.ppo_trainer": patch_ppo_trainer,
     "openrlhf.utils.utils": patch_dtype,
+    "openrlhf.utils.deepspeed.deepspeed": patch_strategy,
     "openrlhf.trainer.ray.vllm_worker_wrap": patch_worker_wrap,
     "torch": cpu.adapt_torch,
     "vllm.distributed.device_communicators.pynccl": cpu.adapt_pynccl,
@@ -137,8 +169,6 @@ PATCHES: dict[str, Callable[[Any], None]] = {
 
 def _expect(owner: Any, name: str, parameters: tuple[str, ...]) -> Callable[..., Any]:
     """The host's function, whose parameters must be the ones the patch was written for."""
-    import inspect
-
     function: Callable[..., Any] | None = getattr(owner, name, None)
     found = tuple(inspect.signature(function).parameters) if function else ()
     if function is None or found != parameters:

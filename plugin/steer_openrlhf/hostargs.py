@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace, UnionType
@@ -20,6 +21,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from . import rules
 from .config import Config, LaunchConfig
 from .errors import ConfigError, mistakes_of, suggest
 from .registry import HOST_LOSSES, Intervention, interventions
@@ -29,6 +31,7 @@ HOST_MODULE = "openrlhf.cli.train_ppo_ray"
 LOSS_FLAG = "actor.policy_loss_type"
 MODEL_FLAGS = ("actor.model_name_or_path", "reward.model_name_or_path", "critic.model_name_or_path")
 CPU_DTYPE = "fp32"
+NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -40,6 +43,8 @@ class Resolved:
     loss: str
     intervention: Intervention | None = None
     config: Config | None = None
+    flags: Mapping[str, Any] = dataclass_field(default_factory=dict, repr=False, compare=False)
+    """Every flag that was given, the host's too, dotted."""
 
     def values(self) -> dict[str, Any]:
         """Dotted flag -> resolved value, for every flag of the launcher and of the chosen intervention."""
@@ -76,6 +81,7 @@ def _parser_statements(tree: ast.Module) -> list[ast.stmt]:
 def extend(parser: argparse.ArgumentParser) -> None:
     """Add our flags, loss names and float32 to a parser OpenRLHF has built."""
     known = interventions()
+    parser._negative_number_matcher = NEGATIVE_NUMBER  # argparse takes -2e-3 for a flag: --steer.band -2e-3 1e-3
     for action in parser._actions:
         if action.dest == LOSS_FLAG:
             action.choices = [*HOST_LOSSES, *known]
@@ -143,14 +149,7 @@ def resolve(values: Mapping[str, Any]) -> Resolved:
     mistakes += wrong
     config = None
     if chosen:
-        if int(given.get("ds.tensor_parallel_size", 1)) > 1:
-            parallel = given["ds.tensor_parallel_size"]
-            mistakes.append(f"ds.tensor_parallel_size = {parallel}: {loss} needs whole vocabulary rows; allowed: 1")
-        if int(given.get("data.max_images_per_prompt", 0)) > 0:
-            images = given["data.max_images_per_prompt"]
-            mistakes.append(f"data.max_images_per_prompt = {images}: {loss} is for text; allowed: 0")
-        if chosen.own_loss:
-            mistakes += _own_loss_mistakes(given, loss)
+        mistakes += rules.of_intervention(given, loss, chosen.own_loss)
         config, wrong = _build(
             chosen.config, _section(given, chosen.flag_prefix, chosen.config), f"{chosen.flag_prefix}."
         )
@@ -160,20 +159,14 @@ def resolve(values: Mapping[str, Any]) -> Resolved:
     else:  # judge every flag that is there all the same: all mistakes at once
         for prefix, model in {(one.flag_prefix, one.config) for one in known.values()}:
             mistakes += _build(model, _section(given, prefix, model), f"{prefix}.")[1]
+    if chosen and config:
+        mistakes += [one for need in sorted(chosen.needs(config)) for one in rules.unsupported(need, given)]
+    if launch:
+        mistakes += rules.of_entropy_bonus(given)
     if mistakes:
         raise ConfigError(mistakes)
     assert isinstance(launch, LaunchConfig)
-    return Resolved(launch, loss, chosen, config)
-
-
-def _own_loss_mistakes(given: Mapping[str, Any], loss: str) -> list[str]:
-    """What an intervention that replaces the clip range, or adds a loss, cannot stand on."""
-    allowed = {"steer.base_loss": "ppo", "algo.advantage.is_correction_level": "off"}
-    return [
-        f"{flag} = {given[flag]!r}: {loss} brings its own clipping or loss, for plain PPO; allowed: {only}"
-        for flag, only in allowed.items()
-        if given.get(flag, only) != only
-    ]
+    return Resolved(launch, loss, chosen, config, given)
 
 
 def _section(given: Mapping[str, Any], prefix: str, model: type[Config]) -> dict[str, Any]:
@@ -252,8 +245,9 @@ def check_flags(flags: Mapping[str, Any]) -> list[str]:
     try:
         resolve(flags)
     except ConfigError as error:
-        ours = [one for one in error.mistakes if not any(one.split(" ")[0] == old.split(" ")[0] for old in mistakes)]
-        mistakes += ours
+        told = [one.split(" ")[0] for one in mistakes]
+        again = tuple(name + end for name in told for end in (" ", "."))  # pydantic's steer.band.0 beside steer.band
+        mistakes += [one for one in error.mistakes if not one.startswith(again)]
     return mistakes
 
 

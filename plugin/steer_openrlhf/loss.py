@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .config import Config
 from .registry import Intervention
-from .tokens import Clip, Shaped, Tokens, TokenStatistics
+from .tokens import Clip, RolloutChange, Shaped, Tokens, TokenStatistics
 
 Gather = Callable[[Tensor], Tensor]
 """All-gather along dim 0 over the data-parallel ranks (identity for one rank)."""
@@ -42,6 +42,7 @@ class InterventionLoss(nn.Module):
         self._signal = intervention.function("signal")
         self._summarize = intervention.function("summarize")
         self._control = intervention.function("control")
+        self._observe = intervention.function("observe")
         shape = intervention.function("shape")
         assert shape is not None, f"{intervention.maths} has no function shape"
         self._shape = shape
@@ -54,6 +55,17 @@ class InterventionLoss(nn.Module):
     def needs_step(self) -> bool:
         """Whether the tokens of the whole optimizer step must be seen before its first micro-batch."""
         return self._signal is not None and self.scope_is_global and self.intervention.stepwise(self.config)
+
+    @property
+    def observes(self) -> bool:
+        """Whether the intervention wants to know what each rollout's updates did."""
+        return self._observe is not None and self.intervention.observes(self.config)
+
+    def observe(self, change: RolloutChange) -> dict[str, float]:
+        """Tell it; its metrics. Once a rollout, the same on every rank."""
+        assert self._observe is not None
+        self.state, metrics = self._observe(self.state, change, self.config)
+        return dict(metrics)
 
     def tokens(
         self,

@@ -1,8 +1,8 @@
-"""Tabular estimators of a token's first-order entropy change Omega (signed: > 0 raises entropy; nats per unit step).
+"""Estimators of a token's first-order entropy change Omega (signed: > 0 raises entropy; nats per unit step).
 
-A policy-gradient step of weight w on the sampled action a moves the logits of a softmax by eta*w*(e_a - pi), and
-dH/dz_b = -pi_b (log pi_b + H). Hence dH/(eta w) = S - pi_a (log pi_a + H): ``exact``. If only the sampled logit
-moved (Assumption 1 of arXiv 2510.10150), dH/(eta w) = -pi_a (1 - pi_a)(log pi_a + H): ``paper``.
+Three are tabular. A policy-gradient step of weight w on the sampled action a moves the logits of a softmax by
+eta*w*(e_a - pi), and dH/dz_b = -pi_b (log pi_b + H). Hence dH/(eta w) = S - pi_a (log pi_a + H): ``exact``. If only the
+sampled logit moved (Assumption 1 of arXiv 2510.10150), dH/(eta w) = -pi_a (1 - pi_a)(log pi_a + H): ``paper``.
 """
 
 from collections.abc import Callable
@@ -39,4 +39,19 @@ def reference(tokens: Tokens) -> Tensor:
     return scale_BT * x_BT * (1 - x_BT) * (x_BT.log() + tokens.entropy_BT)
 
 
-ESTIMATORS: dict[str, Callable[[Tokens], Tensor]] = {"exact": exact, "paper": paper, "reference": reference}
+def influence(tokens: Tokens) -> Tensor:
+    """``I r A <grad log pi, P grad mean H>``: what this token's own update does to the mean entropy of the batch, so
+    its sum means something (METHODS 1b). Whoever made ``tokens.influence_BT`` decides how far gradients are followed:
+    through the whole network, or its language-model head only. Returns ``omega_BT``.
+    """
+    assert tokens.influence_BT is not None, "the intervention did not name influence among its needs"
+    return tokens.gradient_BT() * tokens.ratio_BT() * tokens.advantages_BT * tokens.influence_BT
+
+
+ESTIMATORS: dict[str, Callable[[Tokens], Tensor]] = {
+    "exact": exact,
+    "paper": paper,
+    "reference": reference,
+    "influence": influence,
+    "influence_head": influence,
+}

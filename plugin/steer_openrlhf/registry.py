@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from .config import Config, SteerConfig
+from .interventions import configs
 
 ENTRY_POINT_GROUP = "steer_openrlhf.interventions"
 HOST_LOSSES = ("ppo", "gspo")  # OpenRLHF's own, never touched
@@ -49,6 +50,8 @@ class Intervention:
     forward."""
     needs: Callable[[Any], frozenset[str]] = lambda config: frozenset()
     """Of :data:`NEEDS`, what it reads beyond what is always there; each has a cost, so it is made only when named."""
+    observes: Callable[[Any], bool] = lambda config: False
+    """Whether, with this config, ``observe`` is called; measuring what it gets costs forwards."""
     own_loss: bool = False
     """It replaces the clip range or adds a loss, so OpenRLHF's plain ``ppo`` loss must be below it: not gspo, and no
     importance-sampling correction."""
@@ -70,9 +73,43 @@ _HERE = "steer_openrlhf.interventions"
 
 INTERVENTIONS: dict[str, Intervention] = {
     "steer": Intervention(
-        "steer", SteerConfig, f"{_HERE}.steer", stepwise=lambda config: config.k is None, needs=SteerConfig.needs
+        "steer",
+        SteerConfig,
+        f"{_HERE}.steer",
+        stepwise=lambda config: config.k is None,
+        needs=SteerConfig.needs,
+        observes=lambda config: config.banded,
     ),
-    "uniform": Intervention("uniform", SteerConfig, f"{_HERE}.steer:uniform", prefix="steer", needs=SteerConfig.needs),
+    "uniform": Intervention(
+        "uniform",
+        SteerConfig,
+        f"{_HERE}.steer:uniform",
+        prefix="steer",
+        needs=SteerConfig.needs,
+        observes=lambda config: config.banded,
+    ),
+    "entropy_advantage": Intervention(
+        "entropy_advantage", configs.EntropyAdvantageConfig, f"{_HERE}.advantages:entropy_advantage"
+    ),
+    "w_reinforce": Intervention("w_reinforce", configs.WReinforceConfig, f"{_HERE}.advantages:w_reinforce"),
+    "stare": Intervention("stare", configs.StareConfig, f"{_HERE}.advantages:stare"),
+    "clip_cov": Intervention(
+        "clip_cov", configs.ClipCovConfig, f"{_HERE}.covariance:clip_cov", needs=lambda config: frozenset({"random"})
+    ),
+    "kl_cov": Intervention("kl_cov", configs.KlCovConfig, f"{_HERE}.covariance:kl_cov", own_loss=True),
+    "forking_tokens": Intervention("forking_tokens", configs.ForkingTokensConfig, f"{_HERE}.masks:forking_tokens"),
+    "erc": Intervention(
+        "erc", configs.ErcConfig, f"{_HERE}.masks:erc", needs=lambda config: frozenset({"old_entropy"})
+    ),
+    "clip_b": Intervention("clip_b", configs.ClipBConfig, f"{_HERE}.discriminator:clip_b"),
+    "clip_v": Intervention("clip_v", configs.ClipVConfig, f"{_HERE}.discriminator:clip_v"),
+    "opefo": Intervention("opefo", configs.OpefoConfig, f"{_HERE}.flow:opefo", needs=configs.OpefoConfig.needs),
+    "dcpo": Intervention("dcpo", configs.DcpoConfig, f"{_HERE}.clipping:dcpo", own_loss=True),
+    "ce_gppo": Intervention("ce_gppo", configs.CeGppoConfig, f"{_HERE}.clipping:ce_gppo", own_loss=True),
+    "entropic": Intervention("entropic", configs.EntropicConfig, f"{_HERE}.controllers:entropic", own_loss=True),
+    "positive_reweight": Intervention(
+        "positive_reweight", configs.PositiveReweightConfig, f"{_HERE}.controllers:positive_reweight"
+    ),
 }
 
 

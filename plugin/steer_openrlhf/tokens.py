@@ -118,7 +118,7 @@ class Shaped:
 
     - ``advantages_BT``: what the base loss is called with.
     - ``metrics``: 0-d tensors by name (without ``steer/``).
-    - ``clip``: low and high epsilon that replace OpenRLHF's ``eps_clip_low_high``, numbers or ``[B, T]``; None keeps it.
+    - ``clip``: low and high epsilon in place of OpenRLHF's ``eps_clip_low_high``, numbers or ``[B, T]``; None keeps it.
     - ``extra_loss``: from the present log-probs ``[B, T]`` (with graph) to a per-token loss ``[B, T]``, added
       to the base loss, aggregated as that is (same mask and denominator); None for most.
     """

@@ -58,8 +58,14 @@ def exp_weights(magnitude: Tensor, summary: OmegaSummary, config: SteerConfig) -
     if config.k is not None:
         return torch.exp(-config.k * magnitude)
     assert config.lambda_min is not None
-    norm = summary.norm.clamp(min=max(config.norm_floor, torch.finfo(magnitude.dtype).tiny))
-    return torch.exp(math.log(config.lambda_min) * (magnitude / norm)).clamp(min=config.lambda_min, max=1.0)
+    return torch.exp(math.log(config.lambda_min) * (magnitude / normaliser(summary, config))).clamp(
+        min=config.lambda_min, max=1.0
+    )
+
+
+def normaliser(summary: OmegaSummary, config: SteerConfig) -> Tensor:
+    """What |Omega| is divided by (0-d): the summary's ``norm``, at least ``norm_floor``, never 0."""
+    return summary.norm.clamp(min=max(config.norm_floor, torch.finfo(summary.norm.dtype).tiny))
 
 
 def linear_weights(magnitude: Tensor, summary: OmegaSummary, config: SteerConfig) -> Tensor:

@@ -8,13 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from steer_analysis.records import Meta, Protocol, Record
 from steer_experiments.run_dir import write_json, write_yaml
 
 RunMaker = Callable[..., Path]
 N_ITEMS, N_SAMPLES, STEPS = 40, 4, 24
 GRADER = "integer@1"
+SEQUENCES, LONGEST = 12, 9  # of a probe file
+Arrays = dict[str, NDArray[Any]]
 
 
 def make_run(
@@ -135,3 +139,94 @@ def study(tmp_path: Path) -> Path:
     make_run(trials / "7", state="running", evaluated=False, steer={"lambda_min": 0.9}, steps=3)
     write_yaml(folder / "study.yaml", {"name": "demo", "n_trials": 6, "seed": 0, "direction": "maximize"})
     return folder
+
+
+def probe_arrays(step: int, seed: int, width: int = LONGEST) -> Arrays:
+    """A rank's file: ``exact`` is proportional to the measured change, ``paper`` follows it with noise, ``reference``
+    has the wrong sign, ``influence`` is unrelated to a token's own position but its mean is right."""
+    noise = np.random.default_rng([step, seed])
+    shape = (SEQUENCES, width)
+    mask = np.arange(width) < noise.integers(2, LONGEST + 1, (SEQUENCES, 1))
+    entropy, log_prob = noise.uniform(0.1, 2, shape), -noise.exponential(1, shape)
+    advantages = noise.normal(size=(SEQUENCES, 1)) * np.ones(shape)
+    trend = 0.02 * np.cos(step)
+    change = advantages * (-0.05) * (np.exp(log_prob) * (log_prob + entropy)) + trend + noise.normal(0, 0.005, shape)
+    mean = float(change[mask].mean())
+    arrays: Arrays = {
+        "mask": mask,
+        "advantages": advantages,
+        "old_log_probs": log_prob,
+        "log_prob_before": log_prob,
+        "entropy_before": entropy,
+        "collision_before": noise.normal(0, 0.05, shape),
+        "log_prob_after": log_prob + noise.normal(0, 0.01, shape),
+        "entropy_after": entropy + change,
+        "omega_exact": 20 * change,
+        "omega_paper": change + noise.normal(0, 0.02, shape),
+        "omega_reference": -change,
+        "omega_influence_head": 3 * mean + noise.normal(0, 0.05, shape),
+        "omega_influence": 2 * mean + noise.normal(0, 0.05, shape),
+    }
+    padding = {key: np.where(mask, value, np.nan).astype(np.float32) for key, value in arrays.items()}
+    padding["mask"] = mask.astype(np.float32)
+    scalars = {"clip_low": 0.2, "clip_high": 0.28, "learning_rate": 1e-4}
+    whole = {"step": step, "updates": 4}
+    return (
+        padding
+        | {key: np.array(value, dtype=np.float64) for key, value in scalars.items()}
+        | {key: np.array(value) for key, value in whole.items()}
+    )
+
+
+def write_probe(run: Path, step: int, rank: int = 0, arrays: Arrays | None = None, **changed: Any) -> Path:
+    """One probe file; ``changed`` replaces arrays, None removes one."""
+    whole = {**(arrays if arrays is not None else probe_arrays(step, rank, LONGEST + rank)), **changed}
+    path = run / "probe" / f"step{step:06d}.rank{rank}.npz"
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, **{key: value for key, value in whole.items() if value is not None})
+    return path
+
+
+def damage(path: Path, how: str) -> None:
+    arrays = dict(np.load(path))
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[:-400])
+    elif how == "text":
+        path.write_text("no archive")
+    elif how == "key":
+        np.savez(path, **{key: value for key, value in arrays.items() if key != "entropy_after"})
+    elif how == "shape":
+        np.savez(path, **(arrays | {"omega_paper": arrays["omega_paper"][:, :-1]}))
+    elif how == "mask":
+        np.savez(path, **(arrays | {"mask": arrays["mask"] * 0.5}))
+    elif how == "pickle":
+        np.savez(path, **(arrays | {"omega_paper": np.array([{}], dtype=object)}))
+    elif how == "step":
+        np.savez(path, **(arrays | {"step": np.array(99)}))
+
+
+class Probe:
+    """How tests make probe files, and damage them."""
+
+    sequences, longest = SEQUENCES, LONGEST
+    arrays, write, damage = staticmethod(probe_arrays), staticmethod(write_probe), staticmethod(damage)
+
+
+@pytest.fixture
+def probe() -> type[Probe]:
+    return Probe
+
+
+@pytest.fixture
+def probed(tmp_path: Path, run_maker: RunMaker) -> Path:
+    """Six probed steps of two ranks."""
+    run = run_maker(tmp_path / "demo", evaluated=False, steer={"lambda_min": 0.8, "k": None})
+    for step in range(2, 14, 2):
+        for rank in (0, 1):
+            write_probe(run, step, rank)
+    return run
+
+
+@pytest.fixture
+def bare(tmp_path: Path, run_maker: RunMaker) -> Path:
+    return run_maker(tmp_path / "bare", method="ppo", evaluated=False)

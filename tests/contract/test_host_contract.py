@@ -10,6 +10,7 @@ import pytest
 import torch
 from steer_openrlhf import host
 from steer_openrlhf.actor_trainer import SteerTrainer, prove_live, windows
+from steer_openrlhf.network import Network
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,11 +68,8 @@ def test_actor_returns_temperature_scaled_logits_beside_log_probs() -> None:
     sequences = torch.randint(0, 13, (2, 6))
     mask = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, 0]])
     log_probs, output = actor(sequences, mask, attention_mask=torch.ones_like(sequences), return_output=True)
-    trainer = SteerTrainer.__new__(SteerTrainer)
-    trainer.resolved = SimpleNamespace(launch=SimpleNamespace(chunk_tokens=2))  # type: ignore[assignment]
-    found = trainer._statistics(
-        actor, SimpleNamespace(sequences=sequences, action_mask=mask), output["logits"].detach()
-    )
+    network = Network(actor, SimpleNamespace(), chunk=2, reduce=lambda value: value)
+    found = network.statistics(SimpleNamespace(sequences=sequences, action_mask=mask), output["logits"].detach())
     torch.testing.assert_close(found.log_prob, log_probs.detach())
 
 

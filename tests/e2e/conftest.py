@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from steer_experiments.environment import private_extensions
 
 REWARD = '''
 """Pays the share of even digits in the response, so that a random model already gets different rewards."""
@@ -70,11 +73,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture
-def environment() -> dict[str, str]:
+def environment(tmp_path: Path) -> dict[str, str]:
     """The user's environment with small engines and nothing of another Ray or W&B in it."""
     hidden = ("RAY_", "WANDB_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
-    return kept | {
+    return kept | private_extensions(tmp_path) | {
         "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
@@ -106,3 +109,24 @@ def launch(environment: dict[str, str]) -> Iterator[Launch]:
 @pytest.fixture
 def python() -> str:
     return sys.executable
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A short path, for Ray's unix sockets."""
+    path = Path(tempfile.mkdtemp(prefix="steer-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def ray_flags(short_dir: Path) -> Callable[..., dict[str, Any]]:
+    """A private cluster for a training with so many placement slots."""
+
+    def flags(gpus: int) -> dict[str, Any]:
+        return {
+            "steer.ray.address": "local", "steer.ray.temp_dir": str(short_dir), "steer.ray.num_gpus": gpus,
+            "steer.ray.num_cpus": 2 * gpus, "steer.ray.object_store_memory": 128 * 1024**2,
+        }  # fmt: skip
+
+    return flags

@@ -3,11 +3,9 @@
 import json
 import math
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,32 +19,17 @@ pytestmark = pytest.mark.e2e
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture
-def short_dir() -> Iterator[Path]:
-    """A short path, for Ray's unix sockets."""
-    path = Path(tempfile.mkdtemp(prefix="steer-"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def private_ray(directory: Path, gpus: int) -> dict[str, Any]:
-    return {
-        "steer.ray.address": "local", "steer.ray.temp_dir": str(directory), "steer.ray.num_gpus": gpus,
-        "steer.ray.num_cpus": 2 * gpus, "steer.ray.object_store_memory": 128 * 1024**2,
-    }  # fmt: skip
-
-
 def train_lines(run_dir: Path) -> list[dict[str, Any]]:
     return [line for line in read_metrics(run_dir / "metrics.jsonl") if "train/policy_loss" in line]
 
 
 def test_two_deepspeed_ranks_with_gradient_accumulation(
-    world: Any, launch: Launch, python: str, tmp_path: Path, short_dir: Path
+    world: Any, launch: Launch, python: str, tmp_path: Path, ray_flags: Callable[..., Any]
 ) -> None:
     """Two ranks, ZeRO-2, two micro-batches a step: one summary spans four micro-batches in two processes."""
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    flags = world.flags(run_dir) | private_ray(short_dir, gpus=3) | {
+    flags = world.flags(run_dir) | ray_flags(gpus=3) | {
         "actor.policy_loss_type": "steer", "steer.lambda_min": 0.6, "steer.side": "both", "ds.zero_stage": 2,
         "actor.num_gpus_per_node": 2, "logger.tensorboard_dir": str(tmp_path / "tensorboard"),
     }  # fmt: skip

@@ -16,7 +16,7 @@ import pytest
 from steer_experiments import processes
 from steer_experiments.checks import EVAL_SAMPLES, missing_results, verify_host_args
 from steer_experiments.config import Experiment, load_recipe
-from steer_experiments.environment import describe
+from steer_experiments.environment import describe, private_extensions
 from steer_experiments.recipes import merge
 from steer_experiments.run_dir import RunDir, Status, now, read_json, write_json, write_yaml
 from steer_experiments.train import _refuse_folder, run_experiment
@@ -416,3 +416,20 @@ def test_the_environment_is_described_without_secrets(monkeypatch: pytest.Monkey
     assert found["command_line"] == ["steer", "train"]
     assert found["packages"]["steer-openrlhf"]
     assert "hunter2" not in json.dumps(found)
+
+
+@pytest.mark.skipif(not no_gpu(), reason="on a GPU machine builds are shared")
+def test_a_lock_left_by_a_killed_build_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch waits for ever at a lock file whose owner was killed; a run gets a copy of what is built, without it."""
+    built = tmp_path / "venv" / "torch_extensions" / "fused_adam"
+    built.mkdir(parents=True)
+    (built / "fused_adam.so").touch()
+    (built / "lock").touch()
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "venv"))
+    (tmp_path / "run").mkdir()
+    own = Path(private_extensions(tmp_path / "run")["TORCH_EXTENSIONS_DIR"])
+    assert own.is_relative_to(tmp_path / "run")
+    assert [path.name for path in own.rglob("*") if path.is_file()] == ["fused_adam.so"]
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/mine")
+    assert private_extensions(tmp_path / "run") == {}  # the user's own choice

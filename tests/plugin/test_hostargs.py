@@ -13,6 +13,7 @@ from steer_openrlhf.hostargs import check_flags, from_nested, host_parser, parse
 from steer_openrlhf.registry import Intervention
 
 LOSS = "actor.policy_loss_type"
+BANDED = {LOSS: "steer", "steer.estimator": "influence", "steer.band": [-0.1, 0.1]}
 
 
 def test_every_steer_field_is_a_flag() -> None:
@@ -69,8 +70,36 @@ def test_the_hosts_own_losses_stay_the_hosts(loss: str) -> None:
         ),
         ({"actor.model_name_or_path": "./nowhere"}, ["./nowhere", "no such folder"]),
         ({"actor.model_name_or_path": "runs/mine/checkpoint"}, ["runs/mine/checkpoint", "no such folder"]),
+        ({LOSS: "kl_cov", "steer.base_loss": "gspo"}, ["steer.base_loss = 'gspo'", "allowed: ppo", "kl_cov"]),
+        (
+            {LOSS: "dcpo", "algo.advantage.is_correction_level": "token"},
+            ["is_correction_level = 'token'", "allowed: off"],
+        ),
+        ({LOSS: "steer", "steer.estimator": "influence", "ds.zero_stage": 3}, ["ds.zero_stage = 3", "influence_head"]),
+        (
+            {LOSS: "steer", "steer.estimator": "influence_head", "ds.lora.rank": 8},
+            ["ds.lora.rank = 8", "others: influence"],
+        ),
+        ({LOSS: "steer", "steer.estimator": "influence", "actor.optim": "muon"}, ["actor.optim = 'muon'", "adam"]),
+        ({LOSS: "ppo", "steer.entropy_bonus.target": 0.2}, ["entropy_bonus.target = 0.2", "--actor.entropy_coef"]),
         ({LOSS: "ppo", "steer.base_loss": "gspo"}, ["steer.base_loss = 'gspo'", "no effect"]),
         ({LOSS: "steer", "steer.quantile": 0.9}, ["quantile = 0.9", "normalizer quantile"]),
+        ({LOSS: "steer", "steer.band": [-0.1, 0.1]}, ["estimator = exact", "wrong sign", "influence, influence_head"]),
+        ({LOSS: "uniform", "steer.entropy_floor": 0.1}, ["estimator = exact", "entropy_floor", "influence_head"]),
+        ({**BANDED, "steer.k": 2}, ["k = 2", "give lambda_min"]),
+        ({**BANDED, "steer.side": "falling"}, ["side = falling", "band", "allowed: both"]),
+        ({**BANDED, "steer.scope": "microbatch"}, ["scope = microbatch", "band", "allowed: global"]),
+        ({**BANDED, "steer.weight": "linear"}, ["weight = linear", "band", "allowed: exp"]),
+        ({**BANDED, "steer.band": ["0.2", "0.1"]}, ["band = 0.2 0.1", "LOW must be smaller"]),
+        ({**BANDED, "steer.band": [-0.1, float("inf")]}, ["steer.band.1 = inf", "finite"]),
+        (
+            {**BANDED, "steer.entropy_floor": 0.5, "steer.entropy_ceiling": 0.5},
+            ["entropy_floor = 0.5", "entropy_ceiling = 0.5"],
+        ),
+        ({**BANDED, "steer.band": [-0.2, -0.1], "steer.entropy_floor": 0.5}, ["-0.1", "entropy_floor = 0.5", "HIGH"]),
+        ({**BANDED, "steer.band": [0.1, 0.2], "steer.entropy_ceiling": 2}, ["0.1", "entropy_ceiling = 2", "LOW"]),
+        ({LOSS: "steer", "steer.band_warmup": 5}, ["band_warmup = 5", "no effect without band"]),
+        ({**BANDED, "steer.band_warmup": 0}, ["steer.band_warmup = 0", "greater than or equal to 1"]),
         ({LOSS: "steer", "data.max_images_per_prompt": 1}, ["max_images_per_prompt = 1", "allowed: 0"]),
         ({"actor.muon.nesterov": False}, ["actor.muon.nesterov = False", "opposite flag"]),
         ({"actor.adam.lr": "fast"}, ["actor.adam.lr = 'fast'", "float"]),
@@ -82,6 +111,42 @@ def test_the_hosts_own_losses_stay_the_hosts(loss: str) -> None:
 def test_a_mistake_says_what_the_value_and_what_is_allowed(flags: dict[str, Any], words: list[str]) -> None:
     (mistake,) = check_flags(flags)
     assert all(word in mistake for word in words), mistake
+
+
+def test_all_mistakes_of_a_band_at_once() -> None:
+    flags = {
+        **BANDED,
+        "steer.estimator": "paper",
+        "steer.k": "2",
+        "steer.side": "rising",
+        "steer.band": ["0.1", "-0.1"],
+    }
+    assert len(check_flags(flags)) == 4
+
+
+@pytest.mark.parametrize("loss", ["steer", "uniform"])
+def test_a_band_reaches_the_worker_with_its_defaults(loss: str) -> None:
+    flags = {LOSS: loss, "steer.estimator": "influence_head", "steer.band": (-0.02, 0.01), "steer.entropy_floor": 0.2}
+    assert check_flags(flags) == []
+    resolved = parse(to_argv(flags | {"actor.model_name_or_path": "org/name"}))[0]
+    config = resolved.config
+    assert isinstance(config, SteerConfig)
+    assert (config.band, config.entropy_floor, config.entropy_ceiling) == ((-0.02, 0.01), 0.2, None)
+    assert (config.band_memory, config.band_warmup, config.lambda_min) == (0.9, 3, 0.7)
+    assert resolve(resolved.values() | {LOSS: loss}).config == config
+    assert resolved.intervention is not None
+    assert resolved.intervention.needs(config) == {"influence_head"}
+    assert resolved.intervention.observes(config)
+    assert resolved.intervention.stepwise(config)
+
+
+@pytest.mark.parametrize("loss", ["steer", "uniform"])
+def test_without_a_band_nothing_is_observed(loss: str) -> None:
+    for estimator in ("exact", "paper", "reference", "influence"):
+        resolved = resolve({LOSS: loss, "steer.estimator": estimator})
+        assert resolved.intervention is not None
+        assert not resolved.intervention.observes(resolved.config)
+        assert resolved.intervention.needs(resolved.config) == {estimator} & {"influence"}
 
 
 def test_all_mistakes_at_once() -> None:
@@ -161,3 +226,17 @@ def test_the_drop_in_refuses_before_anything_heavy_is_loaded(argv: list[str]) ->
 
 def test_config_error_lists_each_mistake_on_its_line() -> None:
     assert str(ConfigError(["a", "b"])).splitlines() == ["2 mistakes:", "  - a", "  - b"]
+
+
+def test_negative_numbers_in_any_notation_reach_a_band() -> None:
+    """argparse takes -2e-3 for an unknown flag."""
+    fixed = {"actor.model_name_or_path": "org/name", LOSS: "steer", "steer.estimator": "influence"}
+    for band in ([-2e-3, 1e-3], [-0.00001, 0.5], [-1.0, -0.25]):
+        config = parse(to_argv(fixed | {"steer.band": band}))[0].config
+        assert isinstance(config, SteerConfig)
+        assert config.band == tuple(band)
+
+
+def test_one_wrong_item_of_a_pair_is_one_mistake() -> None:
+    fixed = {"actor.model_name_or_path": "org/name", LOSS: "steer", "steer.estimator": "influence"}
+    assert len(check_flags(fixed | {"steer.band": ["low", 0.1]})) == 1

@@ -25,6 +25,18 @@ def test_absolute_k_by_hand() -> None:
     assert weights(OMEGA, k=3.0) == pytest.approx([1.0, math.exp(-0.3), math.exp(-0.6), math.exp(-1.2)])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("floor", [0.0, 0.02])
+def test_without_a_band_the_weights_are_the_formulas_own_bits(dtype: torch.dtype, floor: float) -> None:
+    omega = (torch.randn(1000, generator=torch.Generator().manual_seed(1)) ** 3 * 1e-3).to(dtype)
+    config = SteerConfig(lambda_min=0.7, norm_floor=floor, estimator="influence")
+    found = omega_weights(omega, summarize_omega(omega, config), config)
+    norm = omega.abs().max().clamp(min=floor)
+    expected = torch.exp(math.log(0.7) * (omega.abs() / norm)).clamp(min=0.7, max=1.0)
+    assert torch.equal(found, expected)
+    assert not config.banded
+
+
 def test_released_floor_keeps_small_changes_nearly_untouched() -> None:
     small = OMEGA / 100  # largest .004, floor .02: the exponent is a fifth of the way
     assert weights(small, lambda_min=0.8, norm_floor=0.02)[3] == pytest.approx(0.8**0.2)

@@ -1,0 +1,235 @@
+"""OpenRLHF's actor as the estimators see it: response-token rows, the trained weights, their gradients and moments.
+
+What knows DeepSpeed, padding, packing or ranks is here, so that :mod:`.tokens` and :mod:`.influence` need not.
+"""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .influence import EntropySum, Rows, gradients, head_gradient, head_scores, network_scores, precondition
+from .tokens import TokenStatistics, masked_statistics
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sum over the data-parallel ranks (identity for one rank)."""
+
+
+class Network:
+    """Args: OpenRLHF's ``Actor`` around a DeepSpeed engine, its strategy, how many vocabulary rows are held at once."""
+
+    def __init__(self, actor: Any, strategy: Any, chunk: int, reduce: Reduce) -> None:
+        self.actor, self.strategy, self.chunk, self.reduce = actor, strategy, chunk, reduce
+        self.hidden_BSD: Tensor | None = None
+        self._wants_hidden = False
+
+    # -- rows --------------------------------------------------------------------------------------------------------
+
+    def statistics(self, experience: Any, logits: Tensor) -> TokenStatistics:
+        """Statistics of the response tokens ``[B, T]`` from the logits of the actor's forward on the experience."""
+        sequences, mask_BT = experience.sequences, experience.action_mask
+        if not self.actor.packing_samples:
+            window = response_window(experience)
+            labels = torch.roll(sequences, shifts=-1, dims=1)
+            return masked_statistics(logits[:, window], labels[:, window], mask_BT, self.chunk)
+        from openrlhf.models.ring_attn_utils import gather_and_pad_tensor, unpad_and_slice_tensor
+
+        group = self.strategy.ring_attn_group
+        _, _, labels, pad, indices = unpad_and_slice_tensor(sequences, experience.attention_mask, group)
+        packed = masked_statistics(logits, labels, torch.ones_like(labels), self.chunk)
+        size = sequences.shape
+        whole = (gather_and_pad_tensor(part, group, pad, indices, *size)[:, :-1] for part in packed)
+        return TokenStatistics(*(part[:, -mask_BT.shape[1] :] for part in whole))
+
+    @torch.no_grad()
+    def measure(self, experience: Any) -> TokenStatistics:
+        """Statistics under the present weights, by a forward of its own without graph."""
+        output = self.actor(
+            experience.sequences,
+            attention_mask=experience.attention_mask,
+            return_output=True,
+            ring_attn_group=self.strategy.ring_attn_group,
+        )
+        return self.statistics(experience, output["logits"])
+
+    # -- the head ----------------------------------------------------------------------------------------------------
+
+    @property
+    def head(self) -> Any:
+        """The language-model head (``nn.Linear``)."""
+        return self.strategy._unwrap_model(self.actor).get_output_embeddings()
+
+    def capture_hidden(self) -> None:
+        """From now on keep the head's input of the last forward in :attr:`hidden_BSD`, while :meth:`hidden` asks."""
+
+        def keep(_: Any, args: tuple[Any, ...]) -> None:
+            if self._wants_hidden:
+                self.hidden_BSD = args[0].detach()
+
+        self.head.register_forward_pre_hook(keep)
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Forwards inside keep the head's input."""
+        self._wants_hidden = True
+        try:
+            yield
+        finally:
+            self._wants_hidden = False
+
+    def head_inputs(self, experience: Any) -> Tensor:
+        """The head's input at the response tokens, ``[N, D]``, of the last forward; gives its memory back."""
+        assert self.hidden_BSD is not None, "the head's input was not kept"
+        hidden_ND = self.hidden_BSD[:, response_window(experience)][experience.action_mask.bool()]
+        self.hidden_BSD = None
+        return hidden_ND
+
+    def head_influence(self, batches: Sequence[Any], hidden: Sequence[Tensor], rows: Sequence[Rows]) -> list[Tensor]:
+        """Scores ``[B, T]`` of every batch of an optimizer step when only the head moves."""
+        temperature, head = float(self.actor.temperature), self.head
+        total = torch.zeros(shape_of(head.weight), device=hidden[0].device)
+        for hidden_ND, provide in zip(hidden, rows, strict=True):
+            if len(hidden_ND):
+                total += head_gradient(hidden_ND, provide, temperature, self.chunk)
+        direction_VD = self._precondition(head.weight, self.reduce(total) / self._tokens(batches))
+        found = []
+        for batch, hidden_ND, provide in zip(batches, hidden, rows, strict=True):
+            labels_N = response_labels(batch)[batch.action_mask.bool()]
+            scores_N = head_scores(hidden_ND, provide, labels_N, direction_VD, temperature, self.chunk)
+            found.append(scatter(scores_N, batch.action_mask))
+        return found
+
+    def head_influence_of(self, batches: Sequence[Any]) -> list[Tensor]:
+        """:meth:`head_influence` with a forward of its own for each batch; logits are made anew from hidden states."""
+        hidden = []
+        for batch in batches:
+            with self.hidden():
+                self.measure(batch)
+            hidden.append(self.head_inputs(batch))
+        with self._whole(self.head.weight) as weight_VD:
+            rows = [self._rows_from(weight_VD, hidden_ND) for hidden_ND in hidden]
+            return self.head_influence(batches, hidden, rows)
+
+    def _rows_from(self, weight_VD: Tensor, hidden_ND: Tensor) -> Rows:
+        return lambda start, stop: (hidden_ND[start:stop] @ weight_VD.T).float() / float(self.actor.temperature)
+
+    # -- the whole network -------------------------------------------------------------------------------------------
+
+    def influence_of(self, batches: Sequence[Any]) -> list[Tensor]:
+        """Scores ``[B, T]`` of every batch of an optimizer step, through the whole network (ZeRO up to stage 2)."""
+        plain = self._plain()
+        self.actor.train()  # where gradient checkpointing saves memory
+        weights = {name: one for name, one in plain.named_parameters() if one.requires_grad}
+        total = [torch.zeros_like(one, dtype=torch.float32) for one in weights.values()]
+        for batch in batches:
+            entropy = EntropySum.apply(self._response_rows(plain, batch), self.chunk)
+            for sum_, one in zip(total, gradients(entropy, list(weights.values())), strict=True):
+                sum_ += one
+        count = self._tokens(batches)
+        direction = {
+            name: self._precondition(weight, self.reduce(one) / count).to(weight.dtype)
+            for (name, weight), one in zip(weights.items(), total, strict=True)
+        }
+        self.actor.eval()
+        with torch_attention(plain.model):
+            scores = [network_scores(plain, direction, self._log_probs(batch)) for batch in batches]
+        return [scatter(one, batch.action_mask) for one, batch in zip(scores, batches, strict=True)]
+
+    def _plain(self) -> Any:
+        """The actor without DeepSpeed's engine and without hooks, sharing its weights."""
+        plain = copy.copy(self.actor)
+        plain._modules = {"model": self.strategy._unwrap_model(self.actor)}
+        plain._forward_hooks = OrderedDict()
+        return plain
+
+    def _response_rows(self, call: Callable[..., Any], batch: Any) -> Tensor:
+        output = call(batch.sequences, attention_mask=batch.attention_mask, return_output=True)
+        rows_NV: Tensor = output["logits"][:, response_window(batch)][batch.action_mask.bool()]
+        return rows_NV
+
+    def _log_probs(self, batch: Any) -> Callable[[Callable[..., Any]], Tensor]:
+        labels_N = response_labels(batch)[batch.action_mask.bool()]
+
+        def log_probs(call: Callable[..., Any]) -> Tensor:
+            rows_NV = self._response_rows(call, batch)
+            parts = [
+                part.log_softmax(-1).gather(-1, label.unsqueeze(-1)).squeeze(-1)
+                for part, label in zip(rows_NV.split(self.chunk), labels_N.split(self.chunk), strict=True)
+            ]
+            return torch.cat(parts)
+
+        return log_probs
+
+    # -- optimizer and ranks -----------------------------------------------------------------------------------------
+
+    def _precondition(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        adam, steps = self.strategy.args.actor.adam, int(self.actor.model.global_steps)
+        moment = self._second_moment(weight) if steps else None
+        moment = None if moment is None else moment.to(gradient.device)
+        return precondition(gradient, moment, float(adam.eps), float(adam.betas[1]) ** steps)
+
+    def _second_moment(self, weight: Tensor) -> Tensor | None:
+        """Adam's, whole; gathered from the ranks under ZeRO (every rank must ask for the same weights in turn)."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        optimizer = self.actor.model.optimizer
+        if not hasattr(optimizer, "optimizer"):  # no ZeRO: a plain optimizer
+            plain: Tensor | None = optimizer.state[weight].get("exp_avg_sq")
+            return plain
+        if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
+            # DeepSpeed 0.19.6 links moments to weights once, in the first group's first step: later groups have none yet
+            optimizer._hp_optimizer_states_linked = False
+            optimizer._lazy_init_hp_params_optimizer_state()
+        found: Tensor | None = safe_get_full_optimizer_state(weight, "exp_avg_sq")
+        return found
+
+    def _tokens(self, batches: Sequence[Any]) -> Tensor:
+        count = sum(batch.action_mask.sum() for batch in batches)
+        return self.reduce(torch.as_tensor(count, dtype=torch.float32)).clamp(min=1)
+
+    @contextmanager
+    def _whole(self, weight: Tensor) -> Iterator[Tensor]:
+        """The weight, gathered from its ranks under ZeRO-3."""
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([weight], enabled=self.strategy.args.ds.zero_stage == 3):
+            yield weight.detach()
+
+
+@contextmanager
+def torch_attention(model: Any) -> Iterator[None]:
+    """Attention by torch's own functions inside: flash-attn has no forward-mode derivative."""
+    kept = model.config._attn_implementation
+    model.config._attn_implementation = kept if kept in ("sdpa", "eager") else "sdpa"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = kept
+
+
+def shape_of(weight: Any) -> tuple[int, ...]:
+    """The whole weight's shape, also where ZeRO-3 holds a part of it."""
+    return tuple(getattr(weight, "ds_shape", weight.shape))
+
+
+def response_window(experience: Any) -> slice:
+    """Which positions' logits predict the response tokens."""
+    stop = experience.sequences.shape[1] - 1
+    return slice(stop - experience.action_mask.shape[1], stop)
+
+
+def response_labels(experience: Any) -> Tensor:
+    """The response tokens, ``[B, T]``."""
+    labels: Tensor = torch.roll(experience.sequences, shifts=-1, dims=1)[:, response_window(experience)]
+    return labels
+
+
+def scatter(values_N: Tensor, mask_BT: Tensor) -> Tensor:
+    """Values of the tokens under the mask back in their places, 0 elsewhere, ``[B, T]``."""
+    whole = torch.zeros(mask_BT.shape, dtype=values_N.dtype, device=values_N.device)
+    whole[mask_BT.bool()] = values_N
+    return whole

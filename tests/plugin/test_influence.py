@@ -1,0 +1,187 @@
+"""Influence estimators against leave-one-token-out retraining, finite differences and a real change of entropy."""
+
+import math
+
+import pytest
+import torch
+from steer_openrlhf.influence import (
+    EntropySum,
+    entropy_gradient,
+    gradients,
+    head_gradient,
+    head_scores,
+    network_scores,
+    precondition,
+)
+from torch import Tensor, nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+B, S, V, T = 4, 9, 19, 6
+TEMPERATURE = 0.8
+
+
+@pytest.fixture
+def model() -> Qwen2ForCausalLM:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=32, tie_word_embeddings=False, attn_implementation="sdpa",
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config).double().eval()
+
+
+@pytest.fixture
+def sequences() -> Tensor:
+    return torch.randint(0, V, (B, S), generator=torch.Generator().manual_seed(1))
+
+
+def rows_of(call: object, sequences: Tensor) -> Tensor:
+    """Temperature-scaled logits of the last T tokens, [B*T, V]."""
+    logits = call(input_ids=sequences, use_cache=False).logits  # type: ignore[operator]
+    return (logits[:, -T - 1 : -1] / TEMPERATURE).flatten(0, 1)
+
+
+def log_probs_of(call: object, sequences: Tensor) -> Tensor:
+    labels = sequences[:, -T:].flatten()
+    return rows_of(call, sequences).log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
+
+
+def mean_entropy(model: nn.Module, sequences: Tensor) -> Tensor:
+    log_pi = rows_of(model, sequences).log_softmax(-1)
+    return -(log_pi.exp() * log_pi).sum(-1).mean()
+
+
+def scores(model: Qwen2ForCausalLM, sequences: Tensor, second: dict[str, Tensor] | None = None) -> Tensor:
+    names, weights = zip(*model.named_parameters(), strict=True)
+    rows = rows_of(model, sequences)
+    found = torch.autograd.grad(EntropySum.apply(rows, 5) / len(rows), weights)
+    direction = {
+        name: precondition(one, second[name] if second else None, 1e-8, 0.0)
+        for name, one in zip(names, found, strict=True)
+    }
+    return network_scores(model, direction, lambda call: log_probs_of(call, sequences))
+
+
+def test_entropy_sum_is_the_entropy_and_its_gradient() -> None:
+    logits = torch.randn(7, V, dtype=torch.float64, requires_grad=True)
+    log_pi = logits.log_softmax(-1)
+    plain = -(log_pi.exp() * log_pi).sum()
+    assert EntropySum.apply(logits, 3).item() == pytest.approx(plain.item(), abs=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(EntropySum.apply(logits, 3) * 2.0, logits)[0], torch.autograd.grad(plain * 2.0, logits)[0]
+    )
+    assert torch.autograd.gradcheck(lambda z: EntropySum.apply(z, 2), (logits,))
+    assert EntropySum.apply(logits[:0], 3).item() == 0.0
+
+
+def test_entropy_gradient_by_hand() -> None:
+    """Two actions, pi = (3/4, 1/4): H = .5623, dH/dz = -+ pi0 pi1 log 3."""
+    pi = torch.tensor([[0.75, 0.25]], dtype=torch.float64)
+    expected = 0.75 * 0.25 * math.log(3)
+    assert entropy_gradient(pi, pi.log())[0].tolist() == pytest.approx([-expected, expected])
+
+
+def test_a_logit_of_minus_infinity_is_a_token_of_probability_zero() -> None:
+    logits = torch.tensor([[1.0, 0.0, -torch.inf]], requires_grad=True)
+    total = EntropySum.apply(logits, 1)
+    assert torch.autograd.grad(total, logits)[0].isfinite().all()
+
+
+def per_token_gradients(model: Qwen2ForCausalLM, sequences: Tensor) -> list[list[Tensor]]:
+    log_probs = log_probs_of(model, sequences)
+    weights = list(model.parameters())
+    return [list(torch.autograd.grad(one, weights, retain_graph=True)) for one in log_probs]
+
+
+def test_scores_are_the_inner_products_of_their_definition(model: Qwen2ForCausalLM, sequences: Tensor) -> None:
+    """The slow way: one backward for each token, for SGD and with a diagonal preconditioner. (Qwen2's norms compute in
+    float32, whatever the weights are.)"""
+    second = {name: torch.rand_like(weight) + 0.5 for name, weight in model.named_parameters()}
+    gradient = torch.autograd.grad(mean_entropy(model, sequences), list(model.parameters()))
+    for moments in (None, second):
+        scale = [1.0 if moments is None else 1 / (moment.sqrt() + 1e-8) for moment in second.values()]
+        slow = [
+            sum((a * p * b).sum() for a, p, b in zip(one, scale, gradient, strict=True))
+            for one in per_token_gradients(model, sequences)
+        ]
+        torch.testing.assert_close(scores(model, sequences, moments), torch.stack(slow), rtol=1e-3, atol=1e-7)
+
+
+def step(model: Qwen2ForCausalLM, sequences: Tensor, coefficients: Tensor, rate: float) -> Tensor:
+    """Mean entropy after one SGD ascent step on the mean of coefficient * log-prob; the model is put back."""
+    kept = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    found = torch.autograd.grad((coefficients * log_probs_of(model, sequences)).mean(), list(model.parameters()))
+    with torch.no_grad():
+        for weight, one in zip(model.parameters(), found, strict=True):
+            weight.add_(one, alpha=rate)
+        after = mean_entropy(model, sequences)
+        for name, weight in model.named_parameters():
+            weight.copy_(kept[name])
+    return after
+
+
+def test_source_wise_against_leave_one_token_out(model: Qwen2ForCausalLM, sequences: Tensor) -> None:
+    """What a token did is the entropy after the whole step less the entropy after the step without it."""
+    advantages = torch.randn(B * T, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    rate = 1e-3
+    whole = step(model, sequences, advantages, rate)
+    effects = []
+    for left_out in range(B * T):
+        kept = advantages.clone()
+        kept[left_out] = 0.0
+        effects.append((whole - step(model, sequences, kept, rate)) / rate * (B * T))
+    omega = advantages * scores(model, sequences)
+    assert torch.corrcoef(torch.stack([omega, torch.stack(effects)]))[0, 1].item() > 0.99
+    measured = (whole - mean_entropy(model, sequences)).item() / rate
+    assert omega.mean().item() == pytest.approx(measured, rel=0.1)
+
+
+def test_the_head_alone_is_the_full_influence_when_only_the_head_moves(
+    model: Qwen2ForCausalLM, sequences: Tensor
+) -> None:
+    captured: list[Tensor] = []
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, args: captured.append(args[0].detach()))
+    with torch.no_grad():
+        rows = rows_of(model, sequences)
+    handle.remove()
+    hidden = captured[0][:, -T - 1 : -1].flatten(0, 1)
+    gradient = head_gradient(hidden, lambda a, b: rows[a:b], TEMPERATURE, chunk=5)
+    expected = torch.autograd.grad(mean_entropy(model, sequences) * len(rows), head.weight)[0]
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-6)
+    labels = sequences[:, -T:].flatten()
+    found = head_scores(hidden, lambda a, b: rows[a:b], labels, gradient / len(rows), TEMPERATURE, chunk=4)
+    direction = {"lm_head.weight": expected / len(rows)}
+    slow = network_scores(model, direction, lambda call: log_probs_of(call, sequences))
+    torch.testing.assert_close(found.double(), slow, rtol=1e-4, atol=1e-7)
+
+
+def test_tied_embeddings_move_together(sequences: Tensor) -> None:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=32, tie_word_embeddings=True, attn_implementation="sdpa",
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config).double().eval()
+    gradient = torch.autograd.grad(mean_entropy(model, sequences), list(model.parameters()))
+    slow = [
+        sum((a * b).sum() for a, b in zip(one, gradient, strict=True)) for one in per_token_gradients(model, sequences)
+    ]
+    torch.testing.assert_close(scores(model, sequences), torch.stack(slow), rtol=1e-3, atol=1e-7)
+
+
+def test_a_weight_that_never_moved_has_no_step() -> None:
+    gradient, second = torch.tensor([1.0, 1.0, -2.0]), torch.tensor([0.0, 4.0, 0.25])
+    assert precondition(gradient, second, 0.0, 0.0).tolist() == [0.0, 0.5, -4.0]
+    assert precondition(gradient, second, 0.0, 0.75).tolist() == [0.0, 0.25, -2.0]
+    assert precondition(gradient, None, 0.0, 0.5) is gradient
+
+
+def test_gradients_leave_grad_and_its_hooks_alone() -> None:
+    weight, unused = torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)
+    fired: list[Tensor] = []
+    weight.register_post_accumulate_grad_hook(lambda one: fired.append(one))
+    used, zero = gradients((weight * 3).sum(), [weight, unused])
+    assert (used.tolist(), zero.tolist()) == ([3.0, 3.0], [0.0] * 3)
+    assert weight.grad is None
+    assert fired == []

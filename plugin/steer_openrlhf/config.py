@@ -78,7 +78,7 @@ class SteerConfig(Config):
 
     def needs(self) -> frozenset[str]:
         """See :data:`steer_openrlhf.registry.NEEDS`."""
-        return frozenset({self.estimator} & set(SUMMABLE))
+        return frozenset({"old_entropy"} if self.estimator == "reference" else {self.estimator} & set(SUMMABLE))
 
     @property
     def leveled(self) -> bool:

@@ -181,7 +181,7 @@ class Network:
             plain: Tensor | None = optimizer.state[weight].get("exp_avg_sq")
             return plain
         if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
-            # DeepSpeed 0.19.6 links moments to weights once, in the first group's first step: later groups have none yet
+            # DeepSpeed 0.19.6 links moments to weights once, in the first group's first step: the others have none yet
             optimizer._hp_optimizer_states_linked = False
             optimizer._lazy_init_hp_params_optimizer_state()
         found: Tensor | None = safe_get_full_optimizer_state(weight, "exp_avg_sq")

@@ -31,12 +31,13 @@ def paper(tokens: Tokens) -> Tensor:
 
 def reference(tokens: Tokens) -> Tensor:
     """``(A / clamp(pi_old, 1e-8, 1)) x (1-x)(log x + H)``, x = clamp(pi, 1e-8, 1-1e-8): the authors' released code
-    (``compute_token_weights``). Only its absolute value means anything: no I, no r, no sign. H is the present policy's;
-    theirs is the rollout's, the same in the first update of a rollout. Returns ``omega_BT``.
+    (``compute_token_weights``), with H of the policy before the rollout's first update, as theirs. Only its absolute
+    value means anything: no I, no r, no sign. Returns ``omega_BT``.
     """
+    entropy_BT = tokens.entropy_BT if tokens.old_entropy_BT is None else tokens.old_entropy_BT
     x_BT = tokens.log_probs_BT.exp().clamp(PROB_FLOOR, 1 - PROB_FLOOR)
     scale_BT = tokens.advantages_BT / tokens.old_log_probs_BT.exp().clamp(PROB_FLOOR, 1.0)
-    return scale_BT * x_BT * (1 - x_BT) * (x_BT.log() + tokens.entropy_BT)
+    return scale_BT * x_BT * (1 - x_BT) * (x_BT.log() + entropy_BT)
 
 
 def influence(tokens: Tokens) -> Tensor:

@@ -176,12 +176,12 @@ class SteerTrainer:
         the whole step's tokens first, at the price of one more forward without graph, unless no weight depends on them.
         """
         self._adapt_entropy_bonus()
-        loss = self._loss
+        update, loss = self._update, self._loss
+        self._update += 1
         if loss is None:
             return
         loss.summary = None
-        loss.state |= {"updates": self._updates(), "update": self._update, "momentum": self._momentum()}
-        self._update += 1
+        loss.state |= {"updates": self._updates(), "update": update, "momentum": self._momentum()}
         several = len(window) > 1
         network_wide = "influence" in self._needs or ("influence_head" in self._needs and several)
         if not network_wide and not (several and loss.needs_step):

@@ -150,17 +150,16 @@ def resolve(values: Mapping[str, Any]) -> Resolved:
     config = None
     if chosen:
         mistakes += rules.of_intervention(given, loss, chosen.own_loss)
-        config, wrong = _build(
-            chosen.config, _section(given, chosen.flag_prefix, chosen.config), f"{chosen.flag_prefix}."
-        )
+        section = _section(given, chosen.flag_prefix, chosen.config)
+        config, wrong = _build(chosen.config, section, f"{chosen.flag_prefix}.")
         mistakes += wrong
+        needs = chosen.needs(config or chosen.config.model_construct(**section))  # also beside other mistakes
+        mistakes += [one for need in sorted(needs) for one in rules.unsupported(need, given)]
     if loss in [*HOST_LOSSES, *known]:
         mistakes += _useless(given, chosen, loss, known.values())
     else:  # judge every flag that is there all the same: all mistakes at once
         for prefix, model in {(one.flag_prefix, one.config) for one in known.values()}:
             mistakes += _build(model, _section(given, prefix, model), f"{prefix}.")[1]
-    if chosen and config:
-        mistakes += [one for need in sorted(chosen.needs(config)) for one in rules.unsupported(need, given)]
     if launch:
         mistakes += rules.of_entropy_bonus(given)
     if mistakes:

@@ -5,10 +5,13 @@ token and unit step. gamma: unit steps; what learning rate, Adam and shared para
 gamma * M_i: the change of mean entropy that optimizer step i is predicted to make, nats per token.
 
     M_i   = beta M_{i-1} + (1 - beta) s_i, divided by 1 - beta^t: Adam's first moment (arXiv 1412.6980, algorithm 1)
-    gamma = sum w x y / sum w x^2 over past rollouts, x = sum_i M_i, y = measured change, w = band_memory^age
+    gamma = sum w x (y - b) / sum w x^2 over past rollouts, x = sum_i M_i, y = measured change, w = band_memory^age
+    b     = sum w (y - gamma x) / sum w
 
-The band is of a whole rollout; each optimizer step gets its share of what is left. An estimated gamma predicts with an
-error, so a step aims inside the band by :func:`margin`; aiming at its very edge would miss it every other time.
+The drift b is what the updates do to entropy beside their first-order effect (noise of the updates, curvature); without
+it a prediction held at 0 would leave the entropy falling for ever. The band is of a whole rollout; each optimizer step
+gets its share of what is left. An estimated gamma predicts with an error, so a step aims inside the band by
+:func:`margin`; aiming at its very edge would miss it every other time.
 """
 
 import math
@@ -24,6 +27,7 @@ from .tokens import RolloutChange
 State = dict[str, float]
 
 MARGIN_DEVIATIONS = 2.0  # standard deviations: 98 % of normal errors are smaller, a part of which goes to gamma's own
+INFORMATIVE_DEVIATIONS = 2.0
 WEAKEST_DECAY, FULL_DECAY = 1e-12, 1e30  # finite in float32; at the second every damped token is at lambda_min
 BISECTIONS = 40  # of the logarithm: the decay is known to 1e-10 of itself
 
@@ -84,25 +88,32 @@ def calibration(state: State, config: SteerConfig) -> float | None:
     return gamma if math.isfinite(gamma) and gamma > 0 else None
 
 
-def margin(state: State, gamma: float, band: Range) -> float:
-    """How far inside the band to aim (nats per token): two standard deviations of the regression's residual, at most
-    to the middle of the band. 0 after a single rollout, whose residual says nothing."""
-    freedom = state["band_weight"] - 1
-    if freedom <= 0:
-        return 0.0
-    residual = max(state["band_yy"] - gamma * state["band_xy"], 0.0)
-    return min(MARGIN_DEVIATIONS * math.sqrt(residual / freedom), (band.high - band.low) / 2)
+def drift(state: State) -> float:
+    """b: the change of a rollout (nats per token) that its predicted first-order effect leaves over, on average."""
+    return state.get("band_over", 0.0) / max(state.get("band_weight", 0.0), 1.0)
+
+
+def deviation(state: State) -> float:
+    """Standard deviation (nats per token) of a rollout's change around gamma x + b; 0 after a single rollout, which
+    says nothing about it."""
+    freedom = state.get("band_weight", 0.0) - 1
+    return math.sqrt(state["band_square"] / freedom) if freedom > 0 else 0.0
+
+
+def margin(state: State, band: Range) -> float:
+    """How far inside the band to aim (nats per token): two standard deviations, at most to the middle of the band."""
+    return min(MARGIN_DEVIATIONS * deviation(state), (band.high - band.low) / 2)
 
 
 def wanted(state: State, gamma: float, band: Range) -> Range:
-    """Where s_i of this optimizer step must lie for gamma * M_i to be in its share of the band: what the rollout has
-    left of it, over the updates it has left."""
+    """Where s_i of this optimizer step must lie for gamma * M_i to be in its share of the band, less the drift: what
+    the rollout has left of it, over the updates it has left."""
     beta, t = state["momentum"], state.get("band_t", 0.0) + 1
     left = max(state["updates"] - state["update"], 1.0)
-    inside = margin(state, gamma, band)
+    inside, b = margin(state, band), drift(state)
 
     def of_end(end: float) -> float:
-        moment = (end / gamma - state["band_sum"]) / left
+        moment = ((end - b) / gamma - state["band_sum"]) / left
         return (moment * (1 - beta**t) - beta * state.get("band_moment", 0.0)) / (1 - beta)
 
     return Range(of_end(band.low + inside), of_end(band.high - inside))
@@ -213,7 +224,7 @@ def observe(state: State, change: RolloutChange, config: SteerConfig) -> tuple[S
     names = ("band_steps", "band_steps_in_band", "band_unmeasured")
     metrics |= {name: state.get(name, 0.0) for name in names}
     gamma = calibration(state, config)
-    return state, metrics if gamma is None else metrics | {"band_gamma": gamma}
+    return state, metrics if gamma is None else metrics | {"band_gamma": gamma, "band_drift": drift(state)}
 
 
 def _count(state: State, name: str, more: float) -> None:
@@ -221,9 +232,21 @@ def _count(state: State, name: str, more: float) -> None:
 
 
 def _learn(state: State, x: float, y: float, config: SteerConfig) -> None:
-    """One more rollout in the regression, in place: predicted ``x`` (nats per unit step), measured ``y`` (nats)."""
+    """One more rollout in the regression, in place: predicted ``x`` (nats per unit step), measured ``y`` (nats).
+
+    Under control x is small, and a rollout whose effect does not stand out of the noise says nothing about gamma: that
+    is learnt from, and forgets for, the others only; drift and noise are learnt from every one.
+    """
     assert config.band_memory is not None
-    added = {"band_xx": x * x, "band_xy": x * y, "band_yy": y * y, "band_weight": 1.0}
-    for name, more in added.items():
-        state[name] = config.band_memory * state.get(name, 0.0) + more
+    memory, gamma = config.band_memory, calibration(state, config)
+    b, noise = drift(state), deviation(state)
+    if gamma is None or abs(gamma * x) > INFORMATIVE_DEVIATIONS * noise:
+        _mix(state, memory, band_xx=x * x, band_xy=x * (y - b))
     _count(state, "band_rollouts", 1.0)
+    if (gamma := calibration(state, config)) is not None:
+        _mix(state, memory, band_weight=1.0, band_over=y - gamma * x, band_square=(y - gamma * x - b) ** 2)
+
+
+def _mix(state: State, memory: float, **added: float) -> None:
+    for name, more in added.items():
+        state[name] = memory * state.get(name, 0.0) + more

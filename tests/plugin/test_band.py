@@ -266,19 +266,38 @@ def test_an_unmeasured_rollout_is_counted_and_teaches_nothing() -> None:
     config = config_of(band=(-0.1, 0.1))
     before = calibrated(-1.0, -0.5, config) | {"band_sum": 1.0}
     after, metrics = measured(before, math.nan, config)
-    assert metrics == {"band_steps": 0.0, "band_steps_in_band": 0.0, "band_unmeasured": 1.0, "band_gamma": 0.5}
+    assert (metrics.pop("band_gamma"), metrics.pop("band_drift")) == pytest.approx((0.5, 0.0))
+    assert metrics == {"band_steps": 0.0, "band_steps_in_band": 0.0, "band_unmeasured": 1.0}
     assert {name: after[name] for name in before if name != "band_sum"} == {
         name: before[name] for name in before if name != "band_sum"
     }
 
 
 def test_margin_is_two_standard_deviations_at_most_to_the_middle() -> None:
-    config, state = config_of(band=(-1.0, 1.0), band_memory=1.0), {}
-    for noise in (0.1, -0.1, 0.1, -0.1):
-        state, _ = measured(state | {"band_sum": 1.0}, 1 + noise, config)
-    assert band.margin(state, 1.0, ANY) == pytest.approx(2 * math.sqrt(0.04 / 3))
-    assert band.margin(state, 1.0, Range(-0.05, 0.05)) == pytest.approx(0.05)
-    assert band.margin(calibrated(1.0, 1.0, config_of(band=(-1.0, 1.0), band_warmup=1)), 1.0, ANY) == 0
+    state = {"band_weight": 4.0, "band_square": 0.03}
+    assert band.margin(state, ANY) == pytest.approx(2 * 0.1)
+    assert band.margin(state, Range(-0.05, 0.05)) == pytest.approx(0.05)
+    assert band.margin(calibrated(1.0, 1.0, config_of(band=(-1.0, 1.0), band_warmup=1)), ANY) == 0
+
+
+def test_drift_and_deviation_by_hand() -> None:
+    """gamma = 1 from the warm-up. After it .01 is predicted, too little to learn gamma from, and .03 and .05 more come."""
+    config = config_of(band=(-1.0, 1.0), band_warmup=1, band_memory=0.5)
+    state = calibrated(1.0, 1.0, config)
+    state = state | {"band_weight": 2.0, "band_square": 0.1}  # a noise of .3, beside which .01 is nothing
+    state, _ = measured(state | {"band_sum": 0.01}, 0.04, config)
+    assert band.drift(state) == pytest.approx(0.03 / 2)
+    state, metrics = measured(state | {"band_sum": 0.01}, 0.06, config)
+    assert metrics["band_drift"] == pytest.approx((0.5 * 0.03 + 0.05) / 2)
+    assert metrics["band_gamma"] == 1.0
+    assert state["band_square"] == pytest.approx(0.25 * 0.1 + 0.5 * 0.03**2 + (0.05 - 0.015) ** 2)
+
+
+def test_the_drift_is_taken_out_of_what_a_step_may_do() -> None:
+    config = config_of(band=(-0.3, 1.0), band_warmup=1)
+    state = calibrated(-2.0, -1.0, config) | {"band_over": -0.1, "band_weight": 1.0}
+    _, summary = step(state, torch.tensor([-3.0, 1.0]), config)
+    assert summary.predicted == pytest.approx(-0.2)  # and the drift brings it to -.3
 
 
 # -- floor and ceiling -----------------------------------------------------------------------------------------------

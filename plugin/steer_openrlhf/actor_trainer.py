@@ -83,13 +83,18 @@ class SteerTrainer:
     # -- state, kept in OpenRLHF's checkpoints -------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
+        """The same on every rank; all of them must ask."""
         loss = self._loss
-        return {"rollouts": self._rollouts, "entropy_bonus": self._bonus, "loss": dict(loss.state) if loss else {}}
+        entropy = self._sum(self._entropy.to(torch.cuda.current_device())).tolist()
+        state = {"rollouts": self._rollouts, "entropy_bonus": self._bonus, "entropy": entropy}
+        return state | {"loss": dict(loss.state) if loss else {}}
 
     def _restore(self, state: dict[str, Any] | None) -> None:
         if state is None:
             return
         self._rollouts, self._bonus = int(state["rollouts"]), float(state["entropy_bonus"])
+        if dist.get_rank(self._group()) == 0:  # it is a sum over the ranks
+            self._entropy = torch.tensor(state["entropy"], dtype=torch.float64)
         if self._loss:
             self._loss.state = dict(state["loss"])
 

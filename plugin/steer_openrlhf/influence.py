@@ -29,14 +29,16 @@ Rows = Callable[[int, int], Tensor]
 class EntropySum(torch.autograd.Function):
     """``EntropySum.apply(logits_NV, chunk)``: the summed entropy (nats, 0-d) of N rows of logits, differentiable.
 
-    Keeps the logits and nothing else of their size; rows are worked on ``chunk`` at a time.
+    Keeps the logits and nothing else of their size; rows are worked on ``chunk`` at a time. A row without an entropy
+    (NaN or inf among its logits) adds nothing, and its gradient is 0.
     """
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, chunk: int) -> Tensor:
         ctx.save_for_backward(logits_NV)
         ctx.chunk = chunk
-        parts = [(-(pi * log_pi).sum(-1)).sum() for pi, log_pi in _softmax_chunks(logits_NV, chunk)]
+        entropies = [-(pi * log_pi).sum(-1) for pi, log_pi in _softmax_chunks(logits_NV, chunk)]
+        parts = [one.masked_fill(~one.isfinite(), 0.0).sum() for one in entropies]
         return torch.stack([*parts, logits_NV.new_zeros(())]).sum()
 
     @staticmethod
@@ -61,9 +63,9 @@ def _softmax(logits_nV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def entropy_gradient(pi_nV: Tensor, log_pi_nV: Tensor) -> Tensor:
-    """dH/dz = -pi (log pi + H), per row."""
+    """dH/dz = -pi (log pi + H), per row; 0 for a row without an entropy."""
     entropy_n1 = -(pi_nV * log_pi_nV).sum(-1, keepdim=True)
-    return -pi_nV * (log_pi_nV + entropy_n1)
+    return (-pi_nV * (log_pi_nV + entropy_n1)).masked_fill_(~entropy_n1.isfinite(), 0.0)
 
 
 def precondition(gradient: Tensor, second_moment: Tensor | None, eps: float, decay_power: float) -> Tensor:
@@ -83,6 +85,9 @@ def network_scores(
     Args:
         module: the network; ``direction`` maps its parameter names to ``P grad(mean H)`` (absent: 0).
         log_probs: is given a callable with ``module``'s signature and returns the log-probs whose derivative is wanted.
+
+    Anything else of a token can be differentiated so: its entropy (:func:`.tokens.token_statistics`) along a step of
+    the optimizer is what that step does to it, to first order and per unit learning rate.
     """
     weights = dict(module.named_parameters())
 
@@ -98,11 +103,13 @@ def network_scores(
 
 @torch.no_grad()
 def head_gradient(hidden_ND: Tensor, rows: Rows, temperature: float, chunk: int) -> Tensor:
-    """Gradient of the summed entropy with respect to the head's weight, ``[V, D]`` float32."""
+    """Gradient of the summed entropy with respect to the head's weight, ``[V, D]`` float32. A row that is not finite
+    adds nothing to it."""
     total: Tensor | None = None
     for start in range(0, len(hidden_ND), chunk):
         hidden = hidden_ND[start : start + chunk].float()
-        part = entropy_gradient(*_softmax(rows(start, start + len(hidden)).float())).T @ hidden
+        upstream = entropy_gradient(*_softmax(rows(start, start + len(hidden)).float()))
+        part = upstream.T @ hidden.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # where upstream is 0 too
         total = part if total is None else total.add_(part)
     assert total is not None, "no tokens: the caller leaves empty micro-batches out"
     return total / temperature

@@ -7,6 +7,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -126,7 +127,10 @@ class Network:
         weights = {name: one for name, one in plain.named_parameters() if one.requires_grad}
         total = [torch.zeros_like(one, dtype=torch.float32) for one in weights.values()]
         for batch in batches:
-            entropy = EntropySum.apply(self._response_rows(plain, batch), self.chunk)
+            rows_NV = self._sound_rows(plain, batch)
+            if not len(rows_NV):
+                continue
+            entropy = EntropySum.apply(rows_NV, self.chunk)
             for sum_, one in zip(total, gradients(entropy, list(weights.values())), strict=True):
                 sum_ += one
         count = self._tokens(batches)
@@ -150,6 +154,19 @@ class Network:
         output = call(batch.sequences, attention_mask=batch.attention_mask, return_output=True)
         rows_NV: Tensor = output["logits"][:, response_window(batch)][batch.action_mask.bool()]
         return rows_NV
+
+    def _sound_rows(self, plain: Any, batch: Any) -> Tensor:
+        """The response rows of those sequences that are finite throughout. A broken one has no gradient to give: in a
+        backward through its activations even 0 times NaN is NaN."""
+        rows_NV = self._response_rows(plain, batch)
+        broken_N = ~rows_NV.detach().amax(-1).isfinite()  # NaN, +inf, or nothing but -inf
+        if not broken_N.any():
+            return rows_NV
+        sound_B = ~scatter(broken_N, batch.action_mask).any(-1)
+        if not sound_B.any():
+            return rows_NV.detach()[:0]
+        parts = {name: getattr(batch, name)[sound_B] for name in ("sequences", "attention_mask", "action_mask")}
+        return self._response_rows(plain, SimpleNamespace(**parts))
 
     def _log_probs(self, batch: Any) -> Callable[[Callable[..., Any]], Tensor]:
         labels_N = response_labels(batch)[batch.action_mask.bool()]

@@ -91,7 +91,7 @@ def launch(environment: dict[str, str]) -> Iterator[Launch]:
     """Run a command in a session of its own, and end whatever it left when the test is over."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(argv: list[str], timeout: float = 420, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(argv: list[str], timeout: float = 600, **variables: str) -> subprocess.CompletedProcess[str]:
         child = subprocess.Popen(argv, env=environment | variables, start_new_session=True, text=True,
                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
         started.append(child)

@@ -281,7 +281,7 @@ def test_margin_is_two_standard_deviations_at_most_to_the_middle() -> None:
 
 
 def test_drift_and_deviation_by_hand() -> None:
-    """gamma = 1 from the warm-up. After it .01 is predicted, too little to learn gamma from, and .03 and .05 more come."""
+    """gamma = 1 from the warm-up. Then .01 is predicted, too little to learn gamma from, and .03 and .05 more come."""
     config = config_of(band=(-1.0, 1.0), band_warmup=1, band_memory=0.5)
     state = calibrated(1.0, 1.0, config)
     state = state | {"band_weight": 2.0, "band_square": 0.1}  # a noise of .3, beside which .01 is nothing

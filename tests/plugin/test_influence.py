@@ -13,6 +13,7 @@ from steer_openrlhf.influence import (
     network_scores,
     precondition,
 )
+from steer_openrlhf.tokens import token_statistics
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -134,6 +135,29 @@ def test_source_wise_against_leave_one_token_out(model: Qwen2ForCausalLM, sequen
     assert torch.corrcoef(torch.stack([omega, torch.stack(effects)]))[0, 1].item() > 0.99
     measured = (whole - mean_entropy(model, sequences)).item() / rate
     assert omega.mean().item() == pytest.approx(measured, rel=0.1)
+
+
+def test_target_wise_entropies_along_a_step_against_finite_differences(
+    model: Qwen2ForCausalLM, sequences: Tensor
+) -> None:
+    """What a step does to the entropy of every position, also those of masked or untrained tokens."""
+    advantages = torch.randn(B * T, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    names, weights = zip(*model.named_parameters(), strict=True)
+    found = torch.autograd.grad((advantages * log_probs_of(model, sequences)).mean(), weights)
+    direction = dict(zip(names, found, strict=True))
+
+    def entropies(call: object) -> Tensor:
+        return token_statistics(rows_of(call, sequences), sequences[:, -T:].flatten()).entropy
+
+    derivative, rate = network_scores(model, direction, entropies), 1e-3
+    sides = []
+    with torch.no_grad():
+        for sign in (1, -2):
+            for weight, one in zip(weights, found, strict=True):
+                weight.add_(one, alpha=sign * rate)
+            sides.append(entropies(model))
+    torch.testing.assert_close(derivative, (sides[0] - sides[1]) / (2 * rate), rtol=1e-2, atol=3e-4)
+    assert derivative.abs().max() > 1e-3
 
 
 def test_the_head_alone_is_the_full_influence_when_only_the_head_moves(

@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/collapse.py runs/collapse --seeds 0 1 2       # again: goes on; --table: only the table
 
-Every arm of experiments/recipes/tiny/collapse-arms.yaml is ``steer train experiments/recipes/tiny/collapse.yaml`` with
+Every arm of collapse-arms.yaml, beside this file, is ``steer train experiments/recipes/tiny/collapse.yaml`` with
 its overrides and a seed, in ``<folder>/<arm>-<seed>``. A finished run is not repeated; one that failed is a state in
 the table, never a number.
 """
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="run nothing")
     args = parser.parse_args()
-    arms = read_yaml(TINY / "collapse-arms.yaml")
+    arms = read_yaml(Path(__file__).with_name("collapse-arms.yaml"))
     chosen = args.arms or list(arms)
     if not args.table:
         with ThreadPoolExecutor(args.slots) as pool:

@@ -1,5 +1,6 @@
 """Recipes, overrides and the checks of an experiment. Everything here is light: nothing of the stack is imported."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steer_experiments.checks import _HOST_DEFAULTS, expected_steps, verify_host_args
 from steer_experiments.config import Experiment, Prepared, flag_of, flags, load_recipe
-from steer_experiments.recipes import flatten, merge, parse_overrides, read_recipe, set_key
+from steer_experiments.recipes import flatten, merge, parse_overrides, read_recipe, read_yaml, set_key
 from steer_experiments.tasks import PreparedTask
 from steer_openrlhf.errors import ConfigError
 from steer_openrlhf.hostargs import host_parser, to_argv
@@ -115,12 +116,22 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, wanted: str) -> None:
     assert str(tmp_path) in str(caught.value)
 
 
+ARMS = Path(__file__).parents[2] / "benchmarks" / "collapse-arms.yaml"
 RUNS = [path for path in sorted(RECIPES.glob("*.yaml")) if "recipe" not in read_recipe(path)]  # the others are sweeps
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_every_recipe_in_the_project_is_well(path: Path) -> None:
     assert load_recipe(path).task.name == "tiny_arithmetic"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("arm", read_yaml(ARMS))
+def test_every_arm_of_the_collapse_is_well(arm: str) -> None:
+    words = [f"{key}={json.dumps(value)}" for key, value in read_yaml(ARMS)[arm].items()]
+    experiment = load_recipe(RECIPES / "collapse.yaml", words)
+    assert experiment.loss == {"grpo": "ppo", "clip-higher": "ppo", "steer-band": "steer"}.get(
+        arm, arm.replace("-", "_")
+    )
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from steer_experiments.run_dir import now, write_text
 
 from .agreement import BOOTSTRAP_SEED, FEWEST, RESAMPLES, Agreement, Value
 from .diagnose import Diagnosis, agreement_cells, digits, heading, show
 from .estimators import ALL, NEITHER, QUADRANTS, mean, sample
+from .pages import render
 from .pictures import Bar, bars, scatter
 from .runs import Series
 from .svg import Line, line_chart
@@ -34,16 +34,9 @@ def write_page(found: Diagnosis, output: Path) -> Path:
 
 def render_page(found: Diagnosis) -> str:
     """The page as text."""
-    # StrictUndefined: a name the template has wrong must not become an empty place on the page
-    environment = Environment(
-        loader=PackageLoader("steer_analysis"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = [{"name": name, "css": _css(found, name), "index": place} for place, name in enumerate(found.estimators)]
-    return environment.get_template("diagnose.html.j2").render(
+    return render(
+        "diagnose.html.j2",
         name=found.run.label,
         lead=_lead(found),
         facts=_facts(found),

@@ -6,13 +6,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from steer_experiments.run_dir import RunDir, now, write_text
 from steer_openrlhf.registry import HOST_LOSSES
 
 from . import tables
 from .leaderboard import BASELINE, Leaderboard, Table, build_leaderboard
+from .pages import render
 from .runs import ENTROPY, Run, differing_settings, read_runs, series, short_names
 from .study import study_facts
 from .svg import Line, interval_bar, line_chart
@@ -58,15 +58,8 @@ def render_report(source: Path) -> str:
     runs = read_runs([source])
     board = build_leaderboard(runs)
     shown = _shown(runs)
-    # StrictUndefined: a name the template has wrong must not become an empty place on the page
-    environment = Environment(
-        loader=PackageLoader("steer_analysis"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         name=source.resolve().name,
         made=now(),
         facts=study_facts(source, runs),

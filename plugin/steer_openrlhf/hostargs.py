@@ -303,7 +303,8 @@ def parse(argv: list[str]) -> tuple[Resolved, dict[str, Any]]:
     parser = host_parser()
     if {"-h", "--help"} & set(argv):
         parser.parse_args(argv)
-    mistakes = check_flags(_flags_of(argv, parser))
+    given = _flags_of(argv, parser)
+    mistakes = check_flags(given) + rules.of_probe(given)
     if not any(word == "--actor.model_name_or_path" or word.startswith("--actor.model_name_or_path=") for word in argv):
         mistakes.append("actor.model_name_or_path: is required; give a Hugging Face model folder or a hub id org/name")
     if mistakes:

@@ -65,6 +65,14 @@ def of_entropy_bonus(given: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def of_probe(given: Mapping[str, Any]) -> list[str]:
+    """A probe is files: without a place for them it would cost its forwards for nothing."""
+    every = given.get("steer.probe.every")
+    if every in (None, 0, "0") or given.get("steer.run_dir"):
+        return []
+    return [f"steer.probe.every = {every}: needs a folder to write to; give --steer.run_dir"]
+
+
 def _broken(rules: list[Rule], given: Mapping[str, Any]) -> list[str]:
     found = []
     for rule in rules:

@@ -241,3 +241,10 @@ def test_negative_numbers_in_any_notation_reach_a_band() -> None:
 def test_one_wrong_item_of_a_pair_is_one_mistake() -> None:
     fixed = {"actor.model_name_or_path": "org/name", LOSS: "steer", "steer.estimator": "influence"}
     assert len(check_flags(fixed | {"steer.band": ["low", 0.1]})) == 1
+
+
+def test_a_probe_without_a_place_for_its_files_is_refused() -> None:
+    fixed = {"actor.model_name_or_path": "org/name", LOSS: "ppo", "steer.probe.every": 4}
+    with pytest.raises(ConfigError, match=r"steer\.probe\.every = 4: needs a folder"):
+        parse(to_argv(fixed))
+    assert parse(to_argv(fixed | {"steer.run_dir": "/somewhere"}))[0].launch.probe.every == 4

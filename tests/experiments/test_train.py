@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from steer_openrlhf.errors import ConfigError
 STEER = Path(__file__).parents[2] / "experiments" / "recipes" / "tiny" / "steer.yaml"
 ITEMS = {"train": 2048, "validation": 128, "test": 200}
 LONG_S = 60.0
+WaitFor = Callable[[Callable[[], object]], None]
 
 
 @pytest.fixture
@@ -53,11 +53,6 @@ def start(run: RunDir) -> Iterator[Callable[..., Any]]:
         child.kill()
         child.wait()
 
-
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + LONG_S
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
 
 
@@ -126,7 +121,7 @@ def test_a_request_to_stop_is_no_failure(run: RunDir, start: Callable[..., Any])
     assert (verdict.state, verdict.reason) == ("stopped", "stopped by SIGINT")
 
 
-def test_a_child_that_ignores_sigterm_is_killed(run: RunDir, start: Callable[..., Any]) -> None:
+def test_a_child_that_ignores_sigterm_is_killed(run: RunDir, start: Callable[..., Any], wait_for: WaitFor) -> None:
     child = start("import signal; signal.signal(15, signal.SIG_IGN); open(RUN + '/deaf', 'w'); time.sleep(600)")
     wait_for((run.path / "deaf").exists)
     assert processes.end_child(child, patience_s=0.2) == -signal.SIGKILL
@@ -144,108 +139,6 @@ def test_the_reason_ends_with_the_log(run: RunDir) -> None:
 def test_progress_of_nothing_has_no_numbers() -> None:
     assert progress_of([]).line(None) == "step 0/?  reward -  validation -  entropy -  - s/step"
     assert progress_of([{"step": 1, "time": 1.0, "train/steer/entropy": None}]).entropy is None
-
-
-# -- nothing is left ---------------------------------------------------------------------------------------------------
-
-SLEEP = "import time; time.sleep(600)"
-
-
-def python(code: str, *words: str, **options: Any) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-c", code, *words], **options)
-
-
-def test_the_training_dies_with_a_killed_supervisor(tmp_path: Path) -> None:
-    code = f"""
-import os, sys
-from steer_experiments import processes
-child = processes.spawn([sys.executable, "-c", {SLEEP!r}], open(os.devnull, "wb"), os.environ)
-print(child.pid, flush=True)
-child.wait()
-"""
-    supervisor = python(code, stdout=subprocess.PIPE)
-    assert supervisor.stdout
-    child = psutil.Process(int(supervisor.stdout.readline()))
-    assert child.is_running()
-    supervisor.kill()
-    supervisor.wait()
-    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
-
-
-def test_orphans_in_other_sessions_are_found(tmp_path: Path) -> None:
-    """A grandchild that left its parent, its group and its session, as Ray's and vLLM's do."""
-    code = f"""
-import subprocess, sys
-from steer_experiments import processes
-processes.adopt_orphans()
-before = processes.descendants()
-inner = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=True)"
-subprocess.run([sys.executable, "-c", inner], check=True)
-(orphan,) = processes.descendants() - before
-print(orphan.pid)
-processes.end([orphan])
-print(orphan.is_running())
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONG_S)
-    pid, alive = done.stdout.split()
-    assert alive == "False"
-    assert not psutil.pid_exists(int(pid))
-
-
-def test_rays_directory_takes_its_users_with_it() -> None:
-    with processes.ray_temp_dir() as folder:
-        assert len(str(folder)) <= 60  # steer.ray.temp_dir's own bound
-        holds = python("import sys, time; file = open(sys.argv[1] + '/log', 'w'); time.sleep(600)", str(folder))
-        named = python(SLEEP, f"--temp-dir={folder}", start_new_session=True)
-        other = python(SLEEP)
-        wait_for((folder / "log").exists)
-    assert not folder.exists()
-    assert [holds.wait(LONG_S), named.wait(LONG_S)] == [-signal.SIGTERM] * 2
-    assert other.poll() is None
-    other.kill()
-    other.wait()
-
-
-def test_a_killed_supervisor_takes_rays_processes_with_it() -> None:
-    """Also those in sessions of their own, which no signal to us or to the training reaches."""
-    code = f"""
-import os, subprocess, sys
-from steer_experiments.processes import ray_temp_dir
-with ray_temp_dir() as folder:
-    user = subprocess.Popen([sys.executable, "-c", {SLEEP!r}, f"--temp-dir={{folder}}"], start_new_session=True)
-    print(folder, user.pid, flush=True)
-    os.kill(os.getpid(), 9)
-"""
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
-    folder, pid = done.stdout.split()
-    wait_for(lambda: not Path(folder).exists() and not psutil.pid_exists(int(pid)))
-
-
-def test_a_directory_that_even_the_janitor_left_is_removed_by_the_next_run() -> None:
-    left = Path(tempfile.gettempdir()) / f"{processes.RAY_DIR_PREFIX}test"
-    left.mkdir()
-    with processes.ray_temp_dir() as mine:
-        assert not left.exists()
-        with processes.ray_temp_dir() as other:
-            assert mine.exists()
-            assert other != mine
-    assert not mine.exists()
-
-
-def test_only_rays_directories_are_removed(tmp_path: Path) -> None:
-    processes.remove_ray_dir(tmp_path)
-    assert tmp_path.exists()
-
-
-def test_alive_is_this_very_process() -> None:
-    me = psutil.Process()
-    assert processes.is_alive(me.pid, me.create_time())
-    assert not processes.is_alive(me.pid, me.create_time() - 100)
-    child = python("")
-    created = psutil.Process(child.pid).create_time()
-    wait_for(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
-    assert not processes.is_alive(child.pid, created)
-    child.wait()
 
 
 # -- what counts as finished -------------------------------------------------------------------------------------------
@@ -389,18 +282,24 @@ def test_a_task_that_cannot_be_made_is_a_failed_run_with_the_reason(
     assert environment["packages"]["openrlhf"] == "0.11.2"
 
 
+def prepares_below(pid: int) -> list[psutil.Process]:
+    return [one for one in psutil.Process(pid).children() if "steer_experiments.prepare" in one.cmdline()]
+
+
 @pytest.mark.parametrize(
     ("number", "code", "state"), [(signal.SIGTERM, 130, "stopped"), (signal.SIGKILL, -9, "preparing")]
 )
-def test_steer_train_ends_with_everything_it_started(tmp_path: Path, number: int, code: int, state: str) -> None:
+def test_steer_train_ends_with_everything_it_started(
+    tmp_path: Path, number: int, code: int, state: str, wait_for: WaitFor
+) -> None:
     """While it prepares, which nobody has cached here."""
     run = RunDir(tmp_path / "run")
     command = [sys.executable, "-m", "steer_sweeps", "train", str(STEER), "--run-dir", str(run.path)]
     train = subprocess.Popen(
         command, env=os.environ | {"STEER_CACHE": str(tmp_path / "cache")}, stdout=subprocess.DEVNULL
     )
-    wait_for(lambda: run.log.exists() and len(psutil.Process(train.pid).children()) == 2)
-    (preparing,) = (one for one in psutil.Process(train.pid).children() if "steer_experiments.prepare" in one.cmdline())
+    wait_for(lambda: prepares_below(train.pid))  # not at once: between fork and exec it has another command line
+    (preparing,) = prepares_below(train.pid)
     train.send_signal(number)
     assert train.wait(LONG_S) == code
     wait_for(lambda: not preparing.is_running() or preparing.status() == psutil.STATUS_ZOMBIE)

@@ -8,7 +8,7 @@ adapts); parts that belong to OpenRLHF's own modules are defined here and bound 
 import os
 from collections.abc import Mapping
 from datetime import timedelta
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 DTYPE_VARIABLE = "STEER_OPENRLHF_PARAM_DTYPE"
@@ -100,6 +100,12 @@ def adapt_custom_ops(module: Any) -> None:
     """Keep vLLM's plain float32 linear weights: oneDNN's prepacking drops the originals, which the sync writes to."""
     if no_gpu():
         module._supports_onednn = False
+
+
+def adapt_cpuinfo(module: Any) -> None:
+    """The processor is looked at once: DeepSpeed asks two times, and each starts two Pythons."""
+    if no_gpu():
+        module.get_cpu_info = cache(module.get_cpu_info)
 
 
 def cpu_worker_wrap(worker_wrap: type) -> type:

@@ -161,6 +161,7 @@ PATCHES: dict[str, Callable[[Any], None]] = {
     "openrlhf.utils.deepspeed.deepspeed": patch_strategy,
     "openrlhf.trainer.ray.vllm_worker_wrap": patch_worker_wrap,
     "torch": cpu.adapt_torch,
+    "cpuinfo": cpu.adapt_cpuinfo,
     "vllm.distributed.device_communicators.pynccl": cpu.adapt_pynccl,
     "vllm.engine.arg_utils": cpu.adapt_engine_args,
     "vllm._custom_ops": cpu.adapt_custom_ops,

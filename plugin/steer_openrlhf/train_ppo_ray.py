@@ -12,18 +12,20 @@ import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from . import cpu
+from . import cpu, fork_server
 from .errors import ConfigError
 from .hostargs import HOST_MODULE, LOSS_FLAG, Resolved, extend, fail, parse, resolve
 from .versions import check_versions
 
 FORWARDED = ("WANDB_MODE", "WANDB_DIR")  # workers of a cluster that was there before do not inherit our shell
 SETUP_HOOK = "steer_openrlhf.host.install"
+HOST_VARIABLES = {"TOKENIZERS_PARALLELISM": "true", "NCCL_DEBUG": "WARN", "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1"}
+"""What OpenRLHF's own ``ray.init`` gives its workers where our environment does not say otherwise."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     except ConfigError as error:
         fail(error)
     sys.argv = [HOST_MODULE, *arguments]
-    with _extended_parser(), _ray_with_hook(resolved, str(flags["ds.param_dtype"])):
+    with _extended_parser(), _ray(resolved, str(flags["ds.param_dtype"])):
         runpy.run_module(HOST_MODULE, run_name="__main__", alter_sys=True)
 
 
@@ -74,6 +76,31 @@ def _use_wandb_from_environment(namespace: argparse.Namespace) -> None:
     off = os.environ.get("WANDB_MODE") == "disabled"
     if wanted and not off and not getattr(namespace, "logger.wandb.key"):
         setattr(namespace, "logger.wandb.key", "from the environment")
+
+
+@contextmanager
+def _ray(resolved: Resolved, dtype: str) -> Iterator[None]:
+    """The training's Ray. Without a GPU a cluster of our own is there before OpenRLHF is imported, so that the workers'
+    imports go on beside ours; elsewhere OpenRLHF starts it or connects to it."""
+    early = cpu.no_gpu() and _address(resolved) is None
+    with fork_server.python_program(resolved.launch.ray.temp_dir) if early else nullcontext() as python:
+        if python is None:
+            with _ray_with_hook(resolved, dtype):
+                yield
+        else:
+            _start_early(resolved, dtype, python)
+            yield
+
+
+def _start_early(resolved: Resolved, dtype: str, python: str) -> None:
+    """Start Ray with workers that are forks, as OpenRLHF would start it, and import what OpenRLHF's main imports."""
+    import ray
+
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers without our runtime env: never used
+    host_env = {"env_vars": {name: os.environ.get(name, value) for name, value in HOST_VARIABLES.items()}}
+    ray.init(runtime_env=_runtime_env(host_env, dtype) | {"py_executable": python}, **_cluster(resolved))
+    ray.remote(num_cpus=0)(fork_server.warm_up).remote()
+    fork_server.import_stack(fork_server.HOST_MODULES)
 
 
 @contextmanager

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SerializeAsAny, ValidationError, field_validator
 from steer_openrlhf.errors import ConfigError, mistakes_of, suggest
 from steer_openrlhf.hostargs import check_flags
 from steer_openrlhf.registry import interventions
 
 from .models import MODELS
-from .recipes import Tree, flatten, parse_overrides, read_recipe, set_keys
+from .recipes import Tree, flatten, merge, parse_overrides, read_recipe, set_keys
 from .tasks import TASKS, PreparedTask
 
 LOSS_FLAG = "actor.policy_loss_type"
@@ -47,7 +47,12 @@ class EvalSection(Section):
     """How the leaderboard evaluates the final checkpoint. ``max_new_tokens`` None: as in training."""
 
     suite: str
+    """A suite, or a group of suites such as ``math6``."""
+    question: str | None = None
+    """How a benchmark's problems are put (:mod:`steer_experiments.data.questions`); None: as the suite says."""
     n_samples: int = Field(default=4, ge=1)
+    n_samples_of: dict[str, PositiveInt] = {}
+    """Samples of each item of some suites, in place of ``n_samples``: 32 for AIME, 1 for the large ones."""
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_new_tokens: int | None = Field(default=None, ge=1)
@@ -98,9 +103,16 @@ class Prepared:
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment of a recipe file with ``key=value`` overrides. Raises :class:`ConfigError` with every mistake."""
-    pairs, mistakes = parse_overrides(overrides)
-    return build_experiment(read_recipe(Path(path)), pairs, mistakes)
+    """The experiment of a recipe file with ``key=value`` overrides. Raises :class:`ConfigError` with every mistake.
+
+    An override that is the path of another recipe (``layout.yaml``) is laid over the first, before any ``key=value``.
+    """
+    layers = [one for one in overrides if "=" not in one and one.endswith((".yaml", ".yml"))]
+    pairs, mistakes = parse_overrides(one for one in overrides if one not in layers)
+    tree = read_recipe(Path(path))
+    for layer in layers:
+        tree = merge(tree, read_recipe(Path(layer)))
+    return build_experiment(tree, pairs, mistakes)
 
 
 def build_experiment(tree: Tree, values: Iterable[tuple[str, Any]] = (), mistakes: Iterable[str] = ()) -> Experiment:

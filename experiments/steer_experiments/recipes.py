@@ -64,7 +64,8 @@ def _text_keys(tree: Any) -> bool:
 
 
 def read_recipe(path: Path, _open: Sequence[Path] = ()) -> Tree:
-    """A recipe with every ``base:`` (a path relative to the file that names it) merged below it.
+    """A recipe with every ``base:`` merged below it: a path relative to the file that names it, or a list of them, each
+    laid over the one before.
 
     Raises:
         ConfigError: a file cannot be read, or bases form a cycle.
@@ -76,9 +77,13 @@ def read_recipe(path: Path, _open: Sequence[Path] = ()) -> Tree:
     base = tree.pop(BASE, None)
     if base is None:
         return tree
-    if not isinstance(base, str):
-        raise ConfigError([f"{path}: base = {base!r}: must be one relative path of a recipe"])
-    return merge(read_recipe(path.parent / base, [*_open, here]), tree)
+    bases = base if isinstance(base, list) else [base]
+    if not bases or not all(isinstance(one, str) for one in bases):
+        raise ConfigError([f"{path}: base = {base!r}: must be a relative path of a recipe, or a list of such paths"])
+    below: Tree = {}
+    for one in bases:
+        below = merge(below, read_recipe(path.parent / one, [*_open, here]))
+    return merge(below, tree)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Tree:

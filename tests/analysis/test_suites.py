@@ -4,8 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from steer_analysis.suites import load_suite, suite_source
+from steer_analysis.suites import is_task_suite, load_suite, open_suite, suite_grader, suite_names, suite_source
+from steer_experiments.data.sources import GROUPS, SUITES
 from steer_openrlhf.errors import ConfigError
+
+REAL = Path(__file__).parents[3] / "shared" / "data"
+real = pytest.mark.skipif(not REAL.is_dir(), reason="the released benchmark files are not here (../shared/data)")
 
 
 def write(path: Path, rows: list[object]) -> Path:
@@ -61,3 +65,51 @@ def test_missing_file_says_what_to_do(tmp_path: Path) -> None:
 def test_unknown_suite_suggests_the_near_one() -> None:
     with pytest.raises(ConfigError, match="did you mean 'tiny_test'"):
         suite_source("tiny_tset")
+
+
+def test_names_and_groups() -> None:
+    assert suite_names("math6") == GROUPS["math6"] == tuple(name for name in SUITES if name != "gsm8k")
+    assert suite_names("tiny_test") == ("tiny_test",)
+    assert suite_names("gsm8k") == ("gsm8k",)
+    assert [is_task_suite(name) for name in ("tiny_test", "aime24")] == [True, False]
+    assert [suite_grader(name) for name in ("tiny_validation", "aime24")] == ["integer", "math"]
+    with pytest.raises(ConfigError, match=r"known: math6, .*gsm8k, tiny_test, tiny_validation"):
+        suite_names("nothing")
+
+
+def test_a_group_is_not_one_suite_and_a_split_needs_its_task() -> None:
+    with pytest.raises(ConfigError, match="math6: stands for aime24, aime25"):
+        open_suite("math6")
+    with pytest.raises(ConfigError, match="it needs a run of that task"):
+        open_suite("tiny_test")
+
+
+def test_a_users_suite(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("suites: {mine: {file: q.jsonl, expected_n: 2, id: n, question: plain}}")
+    write(tmp_path / "q.jsonl", [{"problem": f"{n}+1?", "answer": n + 1, "n": n} for n in range(2)])
+    (name,) = suite_names(str(tmp_path / "mine.yaml"))
+    suite = open_suite(name)
+    assert suite.name == "mine"
+    assert [(item.id, item.prompt, item.gold) for item in suite.items] == [
+        ("mine/0", "0+1?", "1"),
+        ("mine/1", "1+1?", "2"),
+    ]
+    assert suite.template == "{problem}"
+    assert suite.revision.startswith("file q.jsonl sha256 ")
+    boxed = open_suite(name, question="boxed")
+    assert boxed.items[0].prompt == r"0+1? Let's think step by step and output the final answer within \boxed{}."
+    assert boxed.content_hash != suite.content_hash, "another prompt is another protocol"
+
+
+@real
+def test_the_six_suites_on_their_real_files() -> None:
+    suites = [open_suite(name, data_dir=REAL) for name in suite_names("math6")]
+    assert [len(suite.items) for suite in suites] == [30, 30, 40, 500, 272, 675]
+    for suite in suites:
+        assert suite.revision.endswith(f":datasets/{suite.name}.parquet")
+        assert all(item.prompt.endswith(r"output the final answer within \boxed{}.") for item in suite.items)
+        assert all(item.id.startswith(f"{suite.name}/") for item in suite.items)
+    first = open_suite("aime24", data_dir=REAL, question="file").items[0]
+    assert first.prompt.endswith('Remember to put your answer on its own line after "Answer:".')
+    assert open_suite("aime24", data_dir=REAL, question="dapo").items[0].prompt == first.prompt
+    assert (first.id, first.gold) == (suites[0].items[0].id, "540")

@@ -120,8 +120,8 @@ def test_bad_config_is_refused_with_all_mistakes() -> None:
 
 
 def test_the_registry_refuses_a_config_of_no_task(tmp_path: Path) -> None:
-    assert set(TASKS) == {"tiny_arithmetic"}
-    with pytest.raises(ValueError, match=r"Level is no task config; known tasks: tiny_arithmetic"):
+    assert set(TASKS) == {"math", "tiny_arithmetic"}
+    with pytest.raises(ValueError, match=r"Level is no task config; known tasks: math, tiny_arithmetic"):
         prepare_task(SMALL.levels[0], tmp_path)
 
 

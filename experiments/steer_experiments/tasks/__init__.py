@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from steer_experiments.tasks import tiny_arithmetic
+from steer_experiments.tasks import math, tiny_arithmetic
 from steer_experiments.tasks.prepared import PreparedTask
 
 __all__ = ["TASKS", "PreparedTask", "Task", "prepare_task", "task_config_type"]
@@ -25,6 +25,7 @@ class Task:
 
 TASKS: dict[str, Task] = {
     tiny_arithmetic.NAME: Task(tiny_arithmetic.TinyArithmeticConfig, tiny_arithmetic.prepare),
+    math.NAME: Task(math.MathConfig, math.prepare),
 }
 
 

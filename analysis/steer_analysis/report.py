@@ -1,50 +1,33 @@
-"""The HTML report of a study or run: one self-contained page, drawn from run directories alone."""
+"""The HTML pages of a study, a run or a leaderboard: self-contained, drawn from run directories alone."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from steer_experiments.run_dir import RunDir, now, write_text
-from steer_openrlhf.registry import HOST_LOSSES
+from steer_experiments.run_dir import now, write_text
 
 from . import tables
+from .agreement import Value
+from .arms import short
+from .board_view import board_grids, combined_grids, reported_grid, unranked_grid
+from .combined import Combined, combine
+from .curves import Shown, behind_note, by_arm, charts, choose_shown
+from .drilldown import drilldown
+from .grids import DASH, Cell, Column, Grid, RowOfCells, number, text
+from .importance import Importance, parameter_importance
+from .kcharts import entropy_chart, k_chart
+from .kcurves import k_curves
 from .leaderboard import BASELINE, Leaderboard, Table, build_leaderboard
 from .pages import render
-from .runs import ENTROPY, Run, differing_settings, read_runs, series, short_names
+from .pictures import Bar, bars
+from .probe_view import estimator_charts, probed_runs, quadrant_rows, weight_charts
+from .provenance import duration_seconds
+from .reported import beside
+from .runs import Run, differing_settings, read_runs, series, short_names
 from .study import study_facts
-from .svg import Line, interval_bar, line_chart
 
-_COLOURS = 8  # classes c0..c7 of the page; later runs repeat them with another dash
-_CONTROLS = (*HOST_LOSSES, "uniform")
-OMEGA = "train/steer/omega_abs_p90"
 GRADE_FAILED = "train/grade_failed"  # share of a rollout's answers whose grader failed
-_EVAL_PREFIX, _EVAL_SUFFIX = "eval/eval_", "_pass1"
-
-
-@dataclass(frozen=True)
-class Chart:
-    """What one chart shows: a metric of ``metrics.jsonl`` (the first of ``names`` that occurs)."""
-
-    key: str
-    title: str
-    y_label: str
-    note: str
-    names: Sequence[str]
-    percent: bool = False
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A run as the page shows it: its classes, its short tag, and how it is described beside its switch."""
-
-    index: int
-    run: Run
-    css: str
-    tag: str
-    parameters: str
 
 
 def write_report(source: Path, output: Path) -> Path:
@@ -57,47 +40,56 @@ def render_report(source: Path) -> str:
     """The page as text. Raises ``ConfigError`` when ``source`` is neither a study nor a run."""
     runs = read_runs([source])
     board = build_leaderboard(runs)
-    shown = _shown(runs)
-    return render(
+    shown = choose_shown(board)
+    probed, probe_notes = probed_runs(shown, compute=len(runs) == 1)
+    return render_page(
         "report.html.j2",
+        board,
+        shown,
         name=source.resolve().name,
-        made=now(),
         facts=study_facts(source, runs),
         counts=_counts(runs),
-        headline=[_headline(table) for table in board.tables],
-        shown=shown,
-        tables=_tables(board, {one.run.path: one for one in shown}),
-        footnote=tables.FOOTNOTE,
-        unranked=board.unranked,
-        charts=_charts(runs, shown),
-        differing=_differing(runs),
+        charts=charts(board, shown),
+        behind=behind_note(board, shown),
+        estimators=estimator_charts(probed),
+        quadrants=quadrant_rows(probed),
+        weights=weight_charts(probed),
+        probe_notes=probe_notes,
+        importance=_importance(parameter_importance(source)),
+        parameters=_parameters(runs),
         shared=_shared(runs),
-        short=_short,
-        durations={one.index: _duration(one.run) for one in shown},
-        problems=[(one.run.label, problem) for one in shown for problem in _problems(one.run)],
-        colours=_COLOURS,
     )
 
 
-def _shown(runs: Sequence[Run]) -> list[Shown]:
-    keys = differing_settings(runs)
-    names = short_names(keys)
-    found = []
-    steered = 0
-    for index, run in enumerate(runs):
-        css = f"run-{index} control control-{run.method}" if run.method in _CONTROLS else ""
-        if not css:
-            css = f"run-{index} c{steered % _COLOURS}" + (" again" if steered >= _COLOURS else "")
-            steered += 1
-        values = [f"{names[key]} {_short(run.settings[key])}" for key in keys if run.settings.get(key) is not None]
-        unique = [other.method for other in runs].count(run.method) == 1 and run.method in _CONTROLS
-        tag = run.method if unique else run.label.removeprefix("trial ")[:8]
-        found.append(Shown(index, run, css, tag, ", ".join(values)))
-    return found
+def render_leaderboard(board: Leaderboard) -> str:
+    """The leaderboard as a page of its own."""
+    return render_page("leaderboard.html.j2", board, choose_shown(board), name="Leaderboard")
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def render_page(template: str, board: Leaderboard, shown: Sequence[Shown], **values: Any) -> str:
+    """A page with what both have: tables, pictures of accuracy, reported rows, items."""
+    colours = by_arm(shown)
+    runs = [run for arm in board.arms for run in arm.runs]
+    papers = beside(board)
+    return render(
+        template,
+        made=now(),
+        headline=[*map(_average_headline, combine(board))] or [_headline(table) for table in board.tables],
+        arms=len(board.arms),
+        runs=len(runs),
+        shown=shown,
+        tables=board_grids(board, colours),
+        combined=combined_grids(board, colours),
+        footnote=tables.FOOTNOTE,
+        reported=[(paper, reported_grid(paper, place)) for place, paper in enumerate(papers)],
+        reported_note=tables.REPORTED_NOTE,
+        unranked=unranked_grid(board),
+        k_charts=_k_charts(board, colours),
+        entropy_charts=_entropy_charts(board, colours),
+        items=drilldown(board),
+        problems=[(run.label, problem) for run in runs for problem in _problems(run)],
+        **values,
+    )
 
 
 def _counts(runs: Sequence[Run]) -> str:
@@ -109,8 +101,7 @@ def _counts(runs: Sequence[Run]) -> str:
 def _headline(table: Table) -> str:
     """The result in words, with its uncertainty."""
     best, tied = table.rows[0], sum(row.tied for row in table.rows)
-    what = _named(best.run, best.parameters)
-    text = f"Best on {table.protocol.suite}: {what} with {tables.estimate(best.accuracy)} %"
+    text = f"Best on {table.protocol.suite}: {best.arm.named} with {tables.estimate(best.accuracy)} %"
     if best.difference:
         text += f", {tables.signed(best.difference)} points against {BASELINE}"
     if len(table.rows) == 1:
@@ -119,114 +110,91 @@ def _headline(table: Table) -> str:
     return f"{text}. {others[0].upper()}{others[1:]}" + (": ties, not a ranking." if tied else " its interval.")
 
 
-def _tables(board: Leaderboard, shown: Mapping[Path, Shown]) -> list[dict[str, Any]]:
-    """The tables with their interval bars on one scale each."""
+def _average_headline(table: Combined) -> str:
+    """The same of an average over suites."""
+    ranked = [row for row in table.rows if row.average]
+    if not ranked or ranked[0].average is None:
+        return f"No row has all {len(table.suites)} suites of {table.name}."
+    best = ranked[0]
+    text = f"Best average on {table.name}: {best.arm.named} with {tables.estimate(ranked[0].average)} %"
+    if best.difference:
+        text += f", {tables.signed(best.difference)} points against {BASELINE}"
+    tied = sum(row.first == 1 for row in ranked[1:])
+    return f"{text}. {tied} of the other {len(ranked) - 1} rows are tied with it." if len(ranked) > 1 else f"{text}."
+
+
+def _k_charts(board: Leaderboard, shown: Mapping[int, Shown]) -> list[dict[str, Any]]:
+    """pass@k and maj@k of each table with several samples, for the arms in colour."""
     found = []
-    for number, table in enumerate(board.tables):
-        low = min(row.accuracy.low for row in table.rows)
-        high = max(row.accuracy.high for row in table.rows)
-        pad = max(0.01, 0.05 * (high - low))
-        low, high = max(0.0, low - pad), min(1.0, high + pad)
-        baselines = [row.accuracy.mean for row in table.rows if row.run.method == BASELINE]
-        reference = sum(baselines) / len(baselines) if baselines else None
-        rows = [
-            {
-                "cells": cells,
-                "row": row,
-                "css": shown[row.run.path].css,
-                "difference": tables.signed(row.difference) if row.difference else "–",
-                "bar": Markup(
-                    interval_bar(f"bar-{number}-{rank}", row.accuracy, low, high, reference, shown[row.run.path].css)
-                ),
-            }
-            for rank, (row, cells) in enumerate(zip(table.rows, tables.map_rows(table), strict=True))
-        ]
-        scale = (f"{100 * low:.0f} %", f"{100 * high:.0f} %")
-        protocol = table.protocol
-        found.append({"protocol": protocol, "about": tables.describe(protocol), "rows": rows, "scale": scale})
+    for place, table in enumerate(board.tables):
+        rows = [row for row in table.rows if id(row.arm) in shown]
+        if table.protocol.n_samples == 1 or not rows:
+            continue
+        curves = k_curves(table.protocol, rows)
+        for kind, majority in (("pass@k", False), ("maj@k", True)):
+            title = f"{kind} on {table.protocol.suite}"
+            svg = k_chart(f"k-{place}-{kind[:4]}", curves, majority, shown, title)
+            if svg:
+                found.append({"title": title, "svg": Markup(svg)})
     return found
 
 
-def _charts(runs: Sequence[Run], shown: Sequence[Shown]) -> list[dict[str, Any]]:
-    found = []
-    for chart in _catalogue(runs):
-        lines = []
-        notes = [chart.note]
-        for one in shown:
-            data = series(one.run.metrics, next((name for name in chart.names if _has(one.run, name)), ""))
-            lines.append(Line(_label(one), one.tag, f"{one.css} state-{one.run.state}", data))
-            if data.missing:
-                notes.append(f"{one.run.label}: not a finite number at step {', '.join(map(str, data.missing[:5]))}.")
-        svg = line_chart(f"chart-{chart.key}", lines, chart.title, chart.y_label, chart.percent)
-        if svg:
-            found.append({"title": chart.title, "notes": notes, "svg": Markup(svg)})
-    return found
-
-
-def _label(one: Shown) -> str:
-    return _named(one.run, one.parameters)
-
-
-def _named(run: Run, parameters: str) -> str:
-    """``trial 3 (steer, lambda_min 0.7)``; a baseline that is named after its method is not named twice."""
-    more = ", ".join(word for word in (run.method, parameters) if word and word != run.label)
-    return f"{run.label} ({more})" if more else run.label
-
-
-def _has(run: Run, name: str) -> bool:
-    return any(name in row for row in run.metrics)
-
-
-def _catalogue(runs: Sequence[Run]) -> list[Chart]:
-    """The charts of the page, in order; the validation metric is named after the data source it was measured on."""
-    names = sorted({name for run in runs for row in run.metrics for name in row if name.startswith(_EVAL_PREFIX)})
-    measured = [name for name in names if name.endswith(_EVAL_SUFFIX)]
-    sources = ", ".join(name.removeprefix(_EVAL_PREFIX).removesuffix(_EVAL_SUFFIX) for name in measured)
-    during = f"Measured by OpenRLHF during training on {sources}: the study's objective, not the leaderboard."
-    reward = "Mean reward of the rollout of each step."
-    entropy = "Mean entropy of the policy over response tokens. Near 0 nothing is left to explore."
-    weight = "Mean weight on the tokens' advantages: 1 is plain PPO. The uniform control gives every token this mean."
-    omega = "What the weights are computed from: nine tokens in ten have a smaller absolute estimate."
-    change = "Difference of the mean entropy to the step before: what the weights are there to moderate."
-    return [
-        Chart("reward", "Training reward", "mean reward", reward, ["train/rollout/reward_mean"]),
-        Chart("validation", "Validation accuracy", "pass@1, %", during, measured, percent=True),
-        Chart("entropy", "Policy entropy", "nats per token", entropy, [ENTROPY]),
-        Chart("change", "Entropy change per step", "nats per token", change, [f"{ENTROPY}_change"]),
-        Chart("weight", "STEER weight", "mean weight", weight, ["train/steer/weight_mean"]),
-        Chart("omega", "Estimated entropy change of a token", "90 % quantile of |Ω|", omega, [OMEGA]),
+def _entropy_charts(board: Leaderboard, shown: Mapping[int, Shown]) -> list[dict[str, Any]]:
+    drawn = [
+        (table.protocol.suite, entropy_chart(f"entropy-{place}", table, shown))
+        for place, table in enumerate(board.tables)
     ]
+    return [{"title": f"Accuracy on {suite} over final entropy", "svg": Markup(svg)} for suite, svg in drawn if svg]
+
+
+def _importance(found: Importance | None) -> dict[str, Any] | None:
+    """The bars of the parameters, or the reason why there are none."""
+    if found is None:
+        return None
+    rows = [Bar(name, "", "c5", Value(share, None, None, found.trials)) for name, share in found.shares.items()]
+    svg = bars("importance", rows, "Importance of each searched parameter", "share of importance, %", percent=True)
+    return {"svg": Markup(svg), "trials": found.trials, "reason": found.reason}
 
 
 def _problems(run: Run) -> list[str]:
     """What a reader must know before believing this run: damaged files, rewards that were given without a grade."""
-    failed = [step for step, share in _points(run, GRADE_FAILED) if share > 0]
+    graded = series(run.metrics, GRADE_FAILED)
+    failed = [step for step, share in zip(graded.steps, graded.values, strict=True) if share > 0]
     lost = [f"the grader failed during training at step {', '.join(map(str, failed[:8]))}"] if failed else []
     return [*run.problems, *lost]
 
 
-def _points(run: Run, name: str) -> list[tuple[int, float]]:
-    found = series(run.metrics, name)
-    return list(zip(found.steps, found.values, strict=True))
+def _parameters(runs: Sequence[Run]) -> Grid:
+    """Settings that differ between the runs, with state, steps and time of each run."""
+    keys = differing_settings(runs)
+    names = short_names(keys)
+    columns = [Column("run"), Column("method"), *(Column(names[key], note=key) for key in keys)]
+    columns += [Column("seed", True), Column("state"), Column("steps", True), Column("time", True)]
+    rows = []
+    for run in runs:
+        seconds = duration_seconds(run)
+        state = Cell(run.state, run.state, css=f"state {run.state.replace(' ', '-')}")
+        cells = [text(run.label), text(run.method), *(_setting(run.settings.get(key)) for key in keys)]
+        cells += [number(str(run.seed), run.seed), state, number(str(run.step), run.step)]
+        rows.append(RowOfCells([*cells, number(_duration(seconds), seconds)]))
+    caption = "Settings that differ between the runs. A dash: the method does not use it."
+    return Grid("parameters", caption, columns, rows)
 
 
-def _differing(runs: Sequence[Run]) -> dict[str, str]:
-    return short_names(differing_settings(runs))
+def _setting(value: Any) -> Cell:
+    if value is None:
+        return Cell(DASH)
+    sort = float(value) if isinstance(value, int | float) else short(value).lower()
+    return Cell(short(value), sort, css="values")
 
 
 def _shared(runs: Sequence[Run]) -> dict[str, str]:
     """Settings with the same value in all runs."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     differing = set(differing_settings(runs))
-    return {key: _short(runs[0].settings[key]) for key in keys if key not in differing}
+    return {key: short(runs[0].settings[key]) for key in keys if key not in differing}
 
 
-def _duration(run: Run) -> str:
+def _duration(seconds: float | None) -> str:
     """Wall time from start to the last heartbeat, or a dash."""
-    read: Callable[[str], datetime] = datetime.fromisoformat
-    try:
-        status = RunDir(run.path).read_status()
-        seconds = (read(status.updated) - read(status.started)).total_seconds() if status else None
-    except ValueError:
-        seconds = None
-    return "–" if seconds is None else f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+    return DASH if seconds is None else f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"

@@ -10,14 +10,32 @@ from steer_experiments.run_dir import RunDir, read_json
 from steer_openrlhf.errors import ConfigError
 from steer_openrlhf.registry import HOST_LOSSES
 
-from .records import Evaluation, load_evaluation
+from .metrics import Scores, scores_of
+from .records import Meta, load_evaluation
 
 T = TypeVar("T")
 LOSS_KEY = "openrlhf.actor.policy_loss_type"
 ENTROPY = "train/steer/entropy"
-_TRIALS = "trials"
-_NOT_SETTINGS = ("name", "seed", LOSS_KEY)
+METRICS = (
+    *("train/rollout/reward_mean", ENTROPY, f"{ENTROPY}_change", "train/steer/weight_mean"),
+    *("train/steer/weight_at_min", "train/steer/omega_abs_p90", "train/grade_failed"),
+)
+"""What of ``metrics.jsonl`` is kept, beside evaluations: all of it, of 1,000 trials, would not fit into memory."""
+_KEPT, _EVALUATED = frozenset(("step", *METRICS)), "eval/"
+BASE = "base model"
+"""The method of an evaluated model that no run trained."""
+_TRIALS, _SEED = "trials", "seed-"
+_NOT_SETTINGS = ("name", "seed", LOSS_KEY, "openrlhf.train.seed")
+_PROBE = "steer.probe."  # measures, changes nothing
 _SETTINGS = ("openrlhf.", "steer.", "task.", "model.")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A complete evaluation without its texts: those are read again where they are shown."""
+
+    meta: Meta
+    scores: Scores
 
 
 @dataclass(frozen=True)
@@ -35,15 +53,17 @@ class Run:
     reason: str | None
     step: int
     metrics: Sequence[Mapping[str, Any]] = ()
-    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    evaluations: Mapping[str, Scored] = field(default_factory=dict)
     problems: Sequence[str] = ()
     environment: Mapping[str, Any] | None = None
     """``env.json``; None where it is missing or damaged."""
 
     @property
     def study(self) -> Path | None:
-        """The study directory the run belongs to, if any."""
-        return self.path.absolute().parent.parent if self.path.absolute().parent.name == _TRIALS else None
+        """The study directory the run belongs to, if any: it is ``trials/<run>`` or ``trials/<run>/seed-<s>`` there."""
+        parents = self.path.absolute().parents
+        place = parents[1] if self.path.name.startswith(_SEED) else parents[0]
+        return place.parent if place.name == _TRIALS else None
 
 
 @dataclass(frozen=True)
@@ -56,25 +76,44 @@ class Series:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """The run directories that ``paths`` name: each a run, or a study (its ``trials/*``: baselines, then by number).
+    """The run directories that ``paths`` name: each a run, an evaluated model, a folder of them, or a study (its
+    ``trials/*`` and their ``seed-*``: baselines, then by number).
 
     Raises:
-        ConfigError: every path that is neither.
+        ConfigError: every path that is none of them.
     """
     runs: list[Path] = []
     mistakes = []
     for path in paths:
-        trials = [found for found in (path / _TRIALS).glob("*") if found.is_dir() and not found.name.startswith(".")]
+        trials = _folders(path / _TRIALS, "*")
         if trials:
-            runs += sorted(trials, key=lambda trial: (trial.name.isdigit(), trial.name.zfill(9)))
-        elif any((path / name).exists() for name in ("config.yaml", "status.json")):
+            runs += [run for trial in trials for run in _folders(trial, f"{_SEED}*") or [trial]]
+        elif _is_run(path):
             runs.append(path)
+        elif inside := [one for one in _folders(path, "*") if _is_run(one)]:
+            runs += inside
         else:
             wrong = "does not exist" if not path.exists() else "has neither config.yaml nor trials/"
             mistakes.append(f"{path}: {wrong}; give a run directory or a study directory")
     if mistakes:
         raise ConfigError(mistakes)
     return list(dict.fromkeys(runs))
+
+
+def _folders(path: Path, pattern: str) -> list[Path]:
+    """Folders in ``path``, names first, then numbers in their order."""
+    found = [one for one in path.glob(pattern) if one.is_dir() and not one.name.startswith(".")]
+    return sorted(found, key=lambda one: (one.name.isdigit(), one.name.removeprefix(_SEED).zfill(9)))
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / name).exists() for name in ("config.yaml", "status.json")) or _is_model(path)
+
+
+def _is_model(path: Path) -> bool:
+    """Whether this holds the evaluation of a model that no run trained."""
+    known = any((path / name).exists() for name in ("config.yaml", "status.json"))
+    return not known and any((path / "eval").glob("*.meta.json"))
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -91,16 +130,16 @@ def read_run(path: Path) -> Run:
     files = RunDir(path)
     problems: list[str] = []
     config = flatten(_read(lambda: read_yaml(files.config), problems) or {})
-    metrics = _read(files.read_metrics, problems) or []
+    metrics = [_kept(row) for row in _read(files.read_metrics, problems) or []]
     status = _read(files.read_status, problems)
-    method = str(config.get(LOSS_KEY, "ppo")) if config else "unknown"
+    method = str(config.get(LOSS_KEY, "ppo")) if config else BASE if _is_model(path) else "unknown"
     return Run(
         path=path,
-        label=f"trial {path.name}" if path.parent.name == _TRIALS and path.name.isdigit() else path.name,
+        label=_label(path),
         method=method,
         seed=config.get("seed"),
         settings=_settings(config, method),
-        state=status.state if status else "not started",
+        state=status.state if status else "finished" if method == BASE else "not started",
         reason=status.reason if status else None,
         step=max([status.step if status else 0, *(int(row.get("step", 0)) for row in metrics)]),
         metrics=metrics,
@@ -108,6 +147,18 @@ def read_run(path: Path) -> Run:
         environment=_read(lambda: read_json(files.env), problems),
         problems=problems,
     )
+
+
+def _label(path: Path) -> str:
+    """``trial 3``, ``trial 3 seed 1``, or the folder's name."""
+    of_seed = path.name.startswith(_SEED)
+    arm = path.absolute().parent if of_seed else path
+    name = f"trial {arm.name}" if arm.absolute().parent.name == _TRIALS and arm.name.isdigit() else arm.name
+    return f"{name} seed {path.name.removeprefix(_SEED)}" if of_seed else name
+
+
+def _kept(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in row if key in _KEPT or key.startswith(_EVALUATED)}
 
 
 def _read(reader: Callable[[], T], problems: list[str]) -> T | None:
@@ -119,17 +170,18 @@ def _read(reader: Callable[[], T], problems: list[str]) -> T | None:
 
 
 def _settings(config: Mapping[str, Any], method: str) -> dict[str, Any]:
-    ignored = ("steer.",) if method in HOST_LOSSES else ()
+    ignored = ("steer.",) if method in HOST_LOSSES else (_PROBE,)
     chosen = (key for key in config if key.startswith(_SETTINGS) and key not in _NOT_SETTINGS)
     return {key: config[key] for key in chosen if not key.startswith(ignored) and config[key] is not None}
 
 
-def _evaluations(folder: Path, problems: list[str]) -> dict[str, Evaluation]:
+def _evaluations(folder: Path, problems: list[str]) -> dict[str, Scored]:
     found = {}
     for meta in sorted(folder.glob("*.meta.json")):
         suite = meta.name.removesuffix(".meta.json")
         try:
-            found[suite] = load_evaluation(folder, suite)
+            evaluation = load_evaluation(folder, suite)
+            found[suite] = Scored(evaluation.meta, scores_of(evaluation))
         except ValueError as error:
             problems.append(str(error))
     return found

@@ -9,8 +9,9 @@ from .runs import Series
 from .statistics import Estimate
 
 WIDTH, HEIGHT = 560, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 52, 12, 40  # margins of the plot, in the viewBox's units
-_HOVER_POINTS, _PATH_POINTS = 120, 600  # kept of a line; a longer one is thinned to its extremes
+LEFT, RIGHT, TOP, BOTTOM = 62, 78, 12, 40  # margins of the plot, in the viewBox's units
+_HOVER_POINTS, _PATH_POINTS = 60, 600  # kept of a line; a longer one is thinned to its extremes
+_BEHIND_POINTS = 40
 _LABEL_GAP = 12
 _FEW_POINTS = 12  # a chart of lines this short shows their points
 _SAME, _TINY = 1e-9, 1e-30  # relative difference, and size, below which values count as equal
@@ -19,12 +20,16 @@ BAR_WIDTH, BAR_HEIGHT = 220, 22
 
 @dataclass(frozen=True)
 class Line:
-    """A named line. ``css`` are the classes that give it its colour and its switch; ``tag`` is written at its end."""
+    """A named line. ``css`` are the classes that give it its colour and its switch; ``tag`` is written at its end.
+
+    ``band``: (step, low, high) of what is drawn around it, such as the lowest and highest of several seeds.
+    """
 
     label: str
     tag: str
     css: str
     data: Series
+    band: tuple[tuple[int, float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,17 +45,27 @@ class Frame:
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
 
-def line_chart(chart_id: str, lines: Sequence[Line], title: str, y_label: str, percent: bool = False) -> str:
+def line_chart(
+    chart_id: str,
+    lines: Sequence[Line],
+    title: str,
+    y_label: str,
+    percent: bool = False,
+    behind: Sequence[Series] = (),
+) -> str:
     """A chart of lines over steps with a gap wherever a value was not finite; ``percent`` shows values times 100.
 
-    ``chart_id`` names the chart for screen readers and must be unique on the page. Empty text when nothing has a value.
+    ``behind`` are drawn thin and without names. ``chart_id`` names the chart for screen readers and must be unique on
+    the page. Empty text when nothing has a value.
     """
     drawn = [line for line in lines if line.data.values]
     if not drawn:
         return ""
     scale = 100 if percent else 1
-    values = [scale * value for line in drawn for value in line.data.values]
-    steps = [step for line in drawn for step in line.data.steps]
+    every = [*(line.data for line in drawn), *behind]
+    values = [scale * value for data in every for value in data.values]
+    values += [scale * end for line in drawn for _, *ends in line.band for end in ends]
+    steps = [step for data in every for step in data.steps]
     last = max(1, *steps)
     ticks_y = nice_ticks(min(values), max(values), 5)
     ticks_x = [tick for tick in nice_ticks(0, last, 7, whole=True) if tick <= last]
@@ -58,11 +73,38 @@ def line_chart(chart_id: str, lines: Sequence[Line], title: str, y_label: str, p
     dotted = max(len(line.data.steps) for line in drawn) <= _FEW_POINTS
     parts = [
         axes(frame, ticks_x, ticks_y, "training step", y_label),
+        _behind(frame, behind, scale),
         *(_line(frame, line, scale, dotted) for line in drawn),
     ]
     parts.append(_tags(frame, drawn, scale))
-    described = f"{title}: {len(drawn)} lines up to step {max(steps)}, {y_label}"
+    described = f"{title}: {len(drawn)} lines up to step {max(steps)}, {y_label}. {_ends(drawn, scale)}"
     return picture(chart_id, WIDTH, HEIGHT, title, described, "".join(parts))
+
+
+def _ends(lines: Sequence[Line], scale: float) -> str:
+    """The last value of each line, for who cannot see the picture."""
+    return "; ".join(f"{line.label} ends at {scale * line.data.values[-1]:.4g}" for line in lines)
+
+
+def _behind(frame: Frame, lines: Sequence[Series], scale: float) -> str:
+    """All of them as one thin path."""
+    parts = []
+    for data in lines:
+        points = [(step, scale * value) for step, value in zip(data.steps, data.values, strict=True)]
+        ends = [frame.at(step, value) for step, value in thin(points, _BEHIND_POINTS)]
+        parts.append("M" + "L".join(f"{x:.0f} {y:.0f}" for x, y in ends) if ends else "")
+    path = "".join(parts)
+    return f'<path class="behind" d="{path}"/>' if path else ""
+
+
+def _band(frame: Frame, line: Line, scale: float) -> str:
+    if len(line.band) < 2:
+        return ""
+    steps = {step for step, _ in thin([(step, high) for step, _, high in line.band], _PATH_POINTS)}
+    band = [one for one in line.band if one[0] in steps]
+    above = [frame.at(step, scale * high) for step, _, high in band]
+    below = [frame.at(step, scale * low) for step, low, _ in reversed(band)]
+    return f'<path class="band" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in above + below)}Z"/>'
 
 
 def nice_ticks(low: float, high: float, wanted: int, whole: bool = False) -> list[float]:
@@ -79,17 +121,24 @@ def nice_ticks(low: float, high: float, wanted: int, whole: bool = False) -> lis
     return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
-def axes(frame: Frame, ticks_x: Sequence[float], ticks_y: Sequence[float], x_label: str, y_label: str) -> str:
-    """Grid lines, tick numbers and the names of both axes."""
+def axes(
+    frame: Frame,
+    ticks_x: Sequence[float],
+    ticks_y: Sequence[float],
+    x_label: str,
+    y_label: str,
+    names_x: Sequence[str] = (),
+) -> str:
+    """Grid lines, tick numbers (``names_x`` in their place on the x axis) and the names of both axes."""
     parts = []
     for tick in ticks_y:
         _, y = frame.at(frame.x[0], tick)
         zero = " zero" if tick == 0 and ticks_y[0] < 0 else ""
         parts.append(f'<line class="grid{zero}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for tick in ticks_x:
+    for tick, name in zip(ticks_x, names_x or [f"{tick:g}" for tick in ticks_x], strict=True):
         x, _ = frame.at(tick, frame.y[0])
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{tick:g}</text>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{name}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
     down = (HEIGHT - BOTTOM + TOP) / 2
@@ -113,7 +162,8 @@ def _line(frame: Frame, line: Line, scale: float, dotted: bool) -> str:
         text = escape(f"{line.label}, step {step}: {value:.4g}")
         dots.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{text}</title></circle>')
     few = " few" if dotted or len(points) == 1 else ""
-    return f'<g class="line{few} {line.css}"><path d="{"".join(path)}"/>{"".join(dots)}</g>'
+    drawn = f'<path d="{"".join(path)}"/>{"".join(dots)}'
+    return f'<g class="line{few} {line.css}">{_band(frame, line, scale)}{drawn}</g>'
 
 
 def _tags(frame: Frame, lines: Sequence[Line], scale: float) -> str:

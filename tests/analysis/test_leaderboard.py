@@ -32,7 +32,7 @@ def test_every_run_of_a_study_is_in_one_place(study: Path) -> None:
 def test_other_protocols_are_other_tables(tmp_path: Path, run_maker: Any) -> None:
     runs = [run_maker(tmp_path / "a"), run_maker(tmp_path / "b"), run_maker(tmp_path / "c", protocol={"top_p": 0.7})]
     board = board_of(*runs)
-    assert [[row.run.label for row in table.rows] for table in board.tables if len(table.rows) == 1] == [["c"]]
+    assert [[row.arm.label for row in table.rows] for table in board.tables if len(table.rows) == 1] == [["c"]]
     assert "must not be compared" in to_markdown(board)
 
 
@@ -59,17 +59,17 @@ def test_a_grader_that_failed_is_not_a_wrong_answer(tmp_path: Path, run_maker: A
 def test_overlapping_intervals_are_ties_with_the_leader(tmp_path: Path, run_maker: Any) -> None:
     names = {"leader": 0.8, "near": 0.78, "far": 0.2}
     rows = board_of(*(run_maker(tmp_path / name, skill=skill) for name, skill in names.items())).tables[0].rows
-    tied = {row.run.label: row.tied for row in rows}
+    tied = {row.arm.label: row.tied for row in rows}
     assert tied["far"] is False
     assert sum(tied.values()) == 1
 
 
 def test_difference_is_paired_with_ppo(study: Path) -> None:
     rows = board_of(study).tables[0].rows
-    ppo = next(row for row in rows if row.run.method == "ppo")
+    ppo = next(row for row in rows if row.arm.method == "ppo")
     assert ppo.difference is None
     for row in rows:
-        if row.run.method != "ppo":
+        if row.arm.method != "ppo":
             assert row.difference is not None
             assert row.difference.mean == pytest.approx(row.accuracy.mean - ppo.accuracy.mean)
 
@@ -79,7 +79,7 @@ def test_a_run_is_compared_with_the_baseline_of_its_own_study(tmp_path: Path, ru
         run_maker(tmp_path / name / "trials" / "ppo", "ppo", ppo)
         run_maker(tmp_path / name / "trials" / "0", skill=0.55)
     board = board_of(tmp_path / "a", tmp_path / "b")
-    rows = {row.run.label: row for row in board.tables[0].rows}
+    rows = {row.arm.label: row for row in board.tables[0].rows}
     assert set(rows) == {"a: ppo", "a: trial 0", "b: ppo", "b: trial 0"}
     for name in ("a", "b"):
         own, ppo = rows[f"{name}: trial 0"], rows[f"{name}: ppo"]
@@ -92,9 +92,9 @@ def test_no_baseline_no_difference(tmp_path: Path, run_maker: Any) -> None:
 
 
 def test_only_differing_parameters_are_named(study: Path) -> None:
-    rows = {row.run.label: row for row in board_of(study).tables[0].rows}
-    assert rows["trial 0"].parameters == "lambda_min=0.62"  # and not k, which is null
-    assert rows["ppo"].parameters == ""
+    rows = {row.arm.label: row for row in board_of(study).tables[0].rows}
+    assert rows["trial 0"].arm.parameters == "lambda_min=0.62"  # and not k, which is null
+    assert rows["ppo"].arm.parameters == ""
 
 
 def test_short_names_stay_unique() -> None:
@@ -144,7 +144,7 @@ def test_markdown_and_csv_hold_the_same_rows(study: Path) -> None:
     markdown = to_markdown(board)
     rows = list(csv.DictReader(io.StringIO(to_csv(board))))
     assert len(rows) == 10
-    assert [row["run"] for row in rows[:8]] == [row.run.label for row in board.tables[0].rows]
+    assert [row["run"] for row in rows[:8]] == [row.arm.label for row in board.tables[0].rows]
     assert all(f"| {row['run']} |" in markdown for row in rows)
     assert "160 samples" not in markdown
     assert "40 items × 4 samples" in markdown

@@ -1,5 +1,8 @@
 """The report: one page that needs nothing else, in which every run is found."""
 
+import base64
+import hashlib
+import json
 import math
 import re
 from html.parser import HTMLParser
@@ -8,13 +11,23 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steer_analysis.report import render_report, write_report
-from steer_analysis.runs import Series
+from optuna.importance import PedAnovaImportanceEvaluator as PedAnova
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from steer_analysis.curves import _catalogue, over_seeds
+from steer_analysis.drilldown import drilldown
+from steer_analysis.importance import parameter_importance
+from steer_analysis.leaderboard import build_leaderboard
+from steer_analysis.probe_view import token_weights
+from steer_analysis.report import GRADE_FAILED, render_report, write_report
+from steer_analysis.runs import METRICS, Series, read_runs
 from steer_analysis.statistics import Estimate
 from steer_analysis.svg import HEIGHT, WIDTH, Line, interval_bar, line_chart, nice_ticks, spread, thin
+from steer_experiments.run_dir import write_yaml
 from steer_openrlhf.errors import ConfigError
 
 VOID = {"meta", "input", "br"}
@@ -57,8 +70,9 @@ def test_page_is_whole_and_needs_no_network(study: Path) -> None:
     html = render_report(study)
     page = parsed(html)
     assert len(html.encode()) < 2_000_000
-    assert not re.search(r"(?i)https?:|@import|url\(|<script|<link", html)
-    assert not [tag for tag, attributes in page.elements if "src" in attributes or "href" in attributes]
+    assert not re.search(r"(?i)https?:|@import|url\(|<link", html)
+    links = [str(attributes.get("href", attributes.get("src", "#"))) for _, attributes in page.elements]
+    assert all(link.startswith("#") for link in links)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
 
@@ -76,7 +90,7 @@ def test_every_run_is_shown_with_its_state_and_reason(study: Path) -> None:
 def test_tables_and_pictures_can_be_read_aloud(study: Path) -> None:
     page = parsed(render_report(study))
     pictures = [attributes for tag, attributes in page.elements if tag == "svg"]
-    assert len(pictures) == 8 + 6
+    assert len(pictures) == 8 + 6 + 3  # bars, curves, pass@k and maj@k and accuracy over entropy
     assert all(one["role"] == "img" and one["aria-labelledby"] for one in pictures)
     named = {attributes.get("id") for _, attributes in page.elements}
     assert {name for one in pictures for name in str(one["aria-labelledby"]).split()} <= named
@@ -89,6 +103,8 @@ def test_every_metric_of_every_run_is_drawn(study: Path) -> None:
     html = render_report(study)
     found = dict(re.findall(r"<figcaption>(.*?)</figcaption>\s*(<svg.*?</svg>)", html, re.DOTALL))
     lines = {title: len(re.findall(r'<g class="line', svg)) for title, svg in found.items()}
+    evaluated = {"pass@k on tiny_test", "maj@k on tiny_test", "Accuracy on tiny_test over final entropy"}
+    assert {title: lines.pop(title) for title in evaluated} == dict.fromkeys(evaluated, 8)
     assert lines == {
         "Training reward": 10,
         "Validation accuracy": 9,  # trial 7 has not been validated yet
@@ -97,7 +113,7 @@ def test_every_metric_of_every_run_is_drawn(study: Path) -> None:
         "STEER weight": 9,  # not ppo
         "Estimated entropy change of a token": 9,
     }
-    assert "trial 0 (steer, lambda_min 0.62), step 24" in found["Policy entropy"]
+    assert "trial 0 (steer, lambda_min=0.62), step 24" in found["Policy entropy"]
 
 
 def test_what_was_not_finite_is_said(tmp_path: Path, run_maker: Any) -> None:
@@ -107,6 +123,133 @@ def test_what_was_not_finite_is_said(tmp_path: Path, run_maker: Any) -> None:
     text = parsed(render_report(run)).text
     assert "a: not a finite number at step 4" in text
     assert "the grader failed during training at step 4" in text
+
+
+def test_seeds_of_an_arm_are_one_line_with_a_band(tmp_path: Path, run_maker: Any) -> None:
+    for seed in range(3):
+        run_maker(tmp_path / f"grpo-{seed}", "ppo", 0.5, seed=seed)
+    run_maker(tmp_path / "grpo-3", "ppo", 0.5, seed=3, state="failed", reason="lost", evaluated=False, steps=5)
+    html = render_report(tmp_path)
+    entropy = re.search(r"<figcaption>Policy entropy</figcaption>\s*(<svg.*?</svg>)", html, re.DOTALL)
+    assert entropy
+    assert entropy[1].count('class="band"') == 1
+    assert len(re.findall(r'<g class="line', entropy[1])) == 2  # the mean of three, and the failed one by itself
+    assert "grpo-3 (failed), step 5" in entropy[1]
+    assert "grpo (ppo), mean of 3 seeds ends at" in entropy[1]
+
+
+def test_every_charted_metric_is_kept_when_runs_are_read(study: Path) -> None:
+    """Charts draw from what :mod:`.runs` keeps of the metrics; a name that only one of them knows would be an empty
+    chart."""
+    charted = {name for chart in _catalogue([]) for name in chart.names} | {GRADE_FAILED}
+    assert charted == set(METRICS)
+    kept = read_runs([study / "trials" / "0"])[0].metrics
+    assert "train/policy_loss" not in set().union(*kept)
+
+
+def test_mean_over_seeds_by_hand() -> None:
+    mean, band = over_seeds([Series((1, 2, 3), (0.0, 0.2, 0.4)), Series((1, 3), (1.0, 0.8), missing=(2,))])
+    assert (mean.steps, mean.missing) == ((1, 3), (2,))
+    assert mean.values == pytest.approx((0.5, 0.6))
+    assert band == ((1, 0.0, 1.0), (3, 0.4, 0.8))
+
+
+def test_hostile_text_is_text(tmp_path: Path, run_maker: Any) -> None:
+    run = run_maker(tmp_path / "a<b>", reason="<img src=x onerror=alert(1)>")
+    records = run / "eval" / "tiny_test.jsonl"
+    hostile = "</script><img src=x onerror=alert(1)> & \u2028 <!--"
+    records.write_text(records.read_text().replace('"output": "4"', f'"output": {json.dumps(hostile)}'))
+    html = render_report(run)
+    page = parsed(html)
+    assert "<img" not in html
+    assert "a&lt;b&gt;" in html
+    data = re.search(r'<script type="application/json" id="items-data">(.*?)</script>', html, re.DOTALL)
+    assert data
+    assert not set("<>&\u2028") & set(data[1])
+    outputs = json.loads(data[1])["suites"][0]["outputs"]
+    assert len(outputs) == 160
+    assert {one[6] for one in outputs} == {hostile}
+    assert [tag for tag, _ in page.elements].count("script") == 2
+
+
+def test_the_policy_names_exactly_this_page(study: Path) -> None:
+    html = render_report(study)
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
+    assert policy
+    script = re.search(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert script
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in policy[1]
+    assert policy[1].startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in policy[1]
+    assert not re.search(r"\son[a-z]+=|\sstyle=", html)  # the policy would refuse them
+
+
+def test_long_outputs_are_shortened_and_it_is_said(tmp_path: Path, run_maker: Any) -> None:
+    run = run_maker(tmp_path / "a")
+    records = run / "eval" / "tiny_test.jsonl"
+    records.write_text(records.read_text().replace('"output": "4"', f'"output": "start {"x" * 50_000} end"'))
+    board = build_leaderboard(read_runs([run]))
+    suite = json.loads(drilldown(board, budget=100_000))["suites"][0]
+    assert len(str(suite)) < 130_000
+    assert 30 < len(suite["outputs"]) < 160
+    assert f"{len(suite['outputs'])} of 160 outputs are on this page" in suite["note"]
+    assert "shortened in the middle" in suite["note"]
+    text = suite["outputs"][0][6]
+    assert text.startswith("start xx")
+    assert text.endswith("xx end")
+    assert "48210 characters left out" in text
+    assert len({one[0] for one in suite["outputs"][:40]}) == 40  # every item once before any twice
+
+
+def test_thousands_of_arms_are_drawn_behind(tmp_path: Path, run_maker: Any) -> None:
+    run_maker(tmp_path / "trials" / "ppo", "ppo", steps=3, evaluated=False)
+    for number in range(20):
+        steer = {"lambda_min": 0.5 + number / 100}
+        run_maker(tmp_path / "trials" / str(number), steer=steer, steps=3, evaluated=False)
+    html = render_report(tmp_path)
+    assert "Thin grey: 7 of the other 7 arms" in html
+    entropy = re.search(r"<figcaption>Policy entropy</figcaption>\s*(<svg.*?</svg>)", html, re.DOTALL)
+    assert entropy
+    assert len(re.findall(r'<g class="line', entropy[1])) == 14
+    behind = re.search(r'class="behind" d="([^"]*)"', entropy[1])
+    assert behind
+    assert behind[1].count("M") == 7
+
+
+def test_importance_is_optunas(tmp_path: Path, run_maker: Any) -> None:
+    """One parameter decides the value, the other nothing."""
+    run_maker(tmp_path / "trials" / "0")
+    write_yaml(tmp_path / "study.yaml", {"name": "demo", "n_trials": 40})
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
+    study = optuna.create_study(study_name="demo", storage=storage, direction="maximize")
+    assert (found := parameter_importance(tmp_path))
+    assert found.reason.startswith("0 complete trials; at least 10")
+    study.sampler = optuna.samplers.RandomSampler(seed=0)
+    study.optimize(lambda trial: trial.suggest_float("matters", 0, 1) ** 2 + 0 * trial.suggest_float("not", 0, 1), 40)
+    found = parameter_importance(tmp_path)
+    assert found
+    assert found.trials == 40
+    assert found.shares == pytest.approx(optuna.importance.get_param_importances(study, evaluator=PedAnova()))
+    assert found.shares["matters"] > 0.8
+    assert "40 complete trials" in render_report(tmp_path)
+
+
+def test_probed_runs_show_estimators_quadrants_and_weights(probed: Path) -> None:
+    html = render_report(probed)
+    assert '<h2 id="probe-title">Entropy-change estimators</h2>' in html
+    text = parsed(html).text
+    for word in ("exact", "paper", "reference", "suppression", "error correction"):
+        assert word in text
+    assert "weights of" in html
+
+
+def test_weights_of_tokens_are_those_of_the_intervention(probed: Path) -> None:
+    weights = token_weights(probed)
+    assert weights.size > 100
+    assert weights.min() >= 0.8 - 1e-6  # lambda_min
+    assert weights.max() <= 1 + 1e-6
 
 
 def test_report_before_anything_is_evaluated(tmp_path: Path, run_maker: Any) -> None:

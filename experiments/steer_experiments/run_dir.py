@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 State = Literal["preparing", "running", "finished", "failed", "stopped"]
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml's is ten times as fast, where it was built
 ENDED: frozenset[State] = frozenset({"finished", "failed", "stopped"})
 
 
@@ -33,6 +34,8 @@ class Status(BaseModel):
     total_steps: int | None = None
     started: str
     updated: str
+    seconds: float = 0.0
+    """How long the run has been at work, by a clock that nobody sets; from the start to the last heartbeat."""
     exit_code: int | None = None
 
     @property
@@ -58,6 +61,7 @@ class RunDir:
         self.status = self.path / "status.json"
         self.lock = self.path / "run.lock"
         self.log = self.path / "log.txt"
+        self.supervisor = self.path / "supervisor.txt"
         self.checkpoint = self.path / "checkpoint"
         self.eval = self.path / "eval"
 
@@ -74,13 +78,21 @@ class RunDir:
 
     def log_tail(self, lines: int = 15) -> list[str]:
         """The last lines of the training's own output; none when there is no log."""
-        try:
-            with self.log.open("rb") as file:
-                file.seek(max(0, self.log.stat().st_size - 64 * 1024))
-                text = file.read().decode("utf-8", errors="replace")
-        except FileNotFoundError:
-            return []
-        return [line.split("\r")[-1] for line in text.splitlines() if line.strip()][-lines:]
+        return _tail(self.log, lines)
+
+    def supervisor_tail(self, lines: int = 15) -> list[str]:
+        """The last lines of what ``steer train`` itself said in a study; none when there are none."""
+        return _tail(self.supervisor, lines)
+
+
+def _tail(path: Path, lines: int) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 64 * 1024))
+            text = file.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    return [line.split("\r")[-1] for line in text.splitlines() if line.strip()][-lines:]
 
 
 def now() -> str:
@@ -88,15 +100,17 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a reader, or a crash, never sees a part of it."""
+def write_text(path: Path, text: str, sync: bool = True) -> None:
+    """Write a file whole or not at all: a reader, or a crash, never sees a part of it. Without ``sync`` that does not
+    hold for a power cut: for what can be written again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from the rest of a group
         os.replace(temporary, path)
     except BaseException:
@@ -109,8 +123,9 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
-    write_text(path, yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=120))
+def write_yaml(path: Path, value: Mapping[str, Any], sync: bool = True) -> None:
+    text = yaml.dump(dict(value), Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=120)
+    write_text(path, text, sync)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -142,12 +157,51 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         lines.pop()
     rows = []
     for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            row = None
-        if isinstance(row, dict):
+        row = _row(line)
+        if row is not None:
             rows.append(row)
         elif number < len(lines):
-            raise ValueError(f"{path}:{number}: damaged line {line[:60]!r}; only the last line may be incomplete")
+            raise _damaged(path, number, line)
     return rows
+
+
+class MetricsReader:
+    """``metrics.jsonl`` while it is written: :meth:`read` costs what was added since it was last called."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, list[dict[str, Any]]()
+        self._offset = self._number = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """All complete lines so far; a file that became shorter is read anew. Raises ``ValueError`` for a damaged
+        line."""
+        try:
+            with self.path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self._offset:
+                    self.rows, self._offset, self._number = [], 0, 0
+                file.seek(self._offset)
+                added = file.read()
+        except FileNotFoundError:
+            return self.rows
+        whole = added[: added.rfind(b"\n") + 1]
+        for line in whole.split(b"\n")[:-1]:
+            self._number += 1
+            if not line.strip():
+                continue
+            if (row := _row(line)) is None:
+                raise _damaged(self.path, self._number, line)
+            self.rows.append(row)
+        self._offset += len(whole)
+        return self.rows
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _damaged(path: Path, number: int, line: bytes) -> ValueError:
+    return ValueError(f"{path}:{number}: damaged line {line[:60]!r}; only the last line may be incomplete")

@@ -83,21 +83,26 @@ def watch(
 
     ``stop`` becomes non-empty when somebody asks us to end; ``say`` is called with a line for every new step.
     """
+    status = run.read_status()
+    assert status is not None
+    before = status.seconds - time.monotonic()
     beat = moved = time.monotonic()
-    size = 0
+    size, verdict = 0, None
     while (code := child.poll()) is None:
         time.sleep(POLL_S)
         moment = time.monotonic()
         grown = run.metrics.stat().st_size if run.metrics.exists() else 0
         if grown != size:
             size, moved, beat = grown, moment, moment
-            _report(run, say)
+            _report(run, before + moment, say)
         elif moment - beat >= HEARTBEAT_S:
             beat = moment
-            _heartbeat(run)
+            _heartbeat(run, before + moment)
         if verdict := _reason_to_end(run, stop, moment - moved, minutes):
-            return replace(verdict, code=processes.end_child(child))
-    return _judge_exit(run, code)
+            code = processes.end_child(child)
+            break
+    _heartbeat(run, before + time.monotonic())
+    return replace(verdict, code=code) if verdict else _judge_exit(run, code)
 
 
 def _reason_to_end(run: RunDir, stop: Sequence[int], idle_s: float, minutes: float | None) -> Verdict | None:
@@ -120,19 +125,19 @@ def _judge_exit(run: RunDir, code: int) -> Verdict:
     return Verdict("failed", f"the process {how}" + (f": {known}" if known else ""), code)
 
 
-def _report(run: RunDir, say: Callable[[str], None] | None) -> None:
+def _report(run: RunDir, seconds: float, say: Callable[[str], None] | None) -> None:
     rows, status = run.read_metrics(), run.read_status()
     assert status is not None
     progress = progress_of(rows)
     if progress.step != status.step and say:
         say(progress.line(status.total_steps))
-    run.write_status(status.changed(step=progress.step))
+    run.write_status(status.changed(step=progress.step, seconds=seconds))
 
 
-def _heartbeat(run: RunDir) -> None:
+def _heartbeat(run: RunDir, seconds: float) -> None:
     status = run.read_status()
     assert status is not None
-    run.write_status(status.changed())
+    run.write_status(status.changed(seconds=seconds))
 
 
 def finish(run: RunDir, verdict: Verdict) -> None:

@@ -1,44 +1,50 @@
-"""Run a study to its end, a few trials at a time, and survive being killed anywhere.
+"""Run a study to its end, as many trials at a time as there is room for, and survive being killed anywhere.
 
-Every trial is a ``steer train`` process of its own, in its own session: it goes on when the controller is killed. It
-inherits a locked file (``<study>/locks/<run>``); whether it lives is whether that lock is held, which the kernel knows
-from before the process exists until it is gone. All else is read from files: the run's status and Optuna's journal.
+A trial's jobs go on when the controller is killed. Any number of controllers may run one study: each looks after the
+configurations whose leases it holds, and takes over those of a controller that is gone. Everything needed for that is
+in files: the run directories, the executor's records, the leases, and Optuna's storage.
 """
 
-import fcntl
-import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
-from optuna.trial import FrozenTrial
-from steer_experiments import processes
-from steer_experiments.checks import verify_host_args
-from steer_experiments.config import flag_of
-from steer_experiments.recipes import flatten
-from steer_experiments.run_dir import RunDir, read_json, write_yaml
+from steer_experiments.failures import Failure
 from steer_openrlhf.errors import ConfigError
 
-from .space import Values
-from .study import Arm, Configuration, Study
+from .attend import Attendant
+from .budget import StudyClock
+from .claims import fail_strays
+from .executors.base import Executor, ExecutorError, make_executor
+from .leases import Leases
+from .opening import Opener
+from .runs import Trial
+from .study import Study
+from .trials import Arm, Configuration, Owed
+
+__all__ = ["Controller", "Trial"]
 
 POLL_S = 1.0
+SHORTEST_POLL_S = 0.01
+POLL_SHARE = 0.015
+"""Of how long a run takes: so long its slot may stand empty unseen."""
+SHORT_S = 30.0
+SLOTS_PER_READY = 8
+"""Where runs are shorter, one trial for so many slots is drawn and written ahead, so that a slot waits for nothing but
+the start of a process. Its values are drawn with a result or two less."""
+LOOK_S = 2.0
+"""How often the storage is asked what other controllers did."""
+TROUBLE_S = 5.0
+"""How long an executor that does not answer is left alone."""
+LONGEST_PAUSE_S = 300.0
 TRIAL_COMMAND = (sys.executable, "-m", "steer_experiments.train", "{config}", "--run-dir", "{run_dir}")
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A trial that runs, as far as anybody knows."""
-
-    arm: Arm
-    frozen: FrozenTrial
-    run: RunDir
-    name: str
+class StopNow(Exception):
+    """Asked to stop a second time while the storage was away."""
 
 
 class Controller:
@@ -51,172 +57,299 @@ class Controller:
         tell: Callable[[str], None],
         command: Sequence[str] = TRIAL_COMMAND,
         poll_s: float = POLL_S,
+        executor: Executor | None = None,
     ) -> None:
-        self.study, self.tell, self.command, self.poll_s = study, tell, command, poll_s
+        self.study, self.tell, self.poll_s = study, tell, poll_s
         self.running: list[Trial] = []
-        self._children: list[subprocess.Popen[bytes]] = []
+        self.executor = executor or make_executor(study.sweep.executor, study.path)
+        self.attendant = Attendant(study, self._say)
+        self.leases = Leases(study.path / "leases")
+        self.opener = Opener(study, self.leases, self.executor, self.attendant, command)
+        self.pause_s = 5.0
+        """After a failure of the infrastructure, before its configuration is tried again; doubled every time."""
+        self.trouble_s = TROUBLE_S
+        self._owed = {arm.kind: Owed(arm, study.sweep.retries) for arm in study.arms}
+        self._clock = StudyClock(study.path)
+        self._later: dict[str, tuple[float, float]] = {}
+        self._lost: list[str] = []
+        self._stop: list[int] = []
+        self._stop_request = study.stop_request()
+        self._looked = self._troubled = -float("inf")
+        self._spent = False
+
+    def _say(self, line: str) -> None:
+        self.tell(line)
 
     def run(self, watch: Callable[[Sequence[Trial]], None] = lambda running: None) -> bool:
-        """Until nothing is owed (True) or somebody asks to stop (False). ``watch`` sees what runs, every poll."""
-        with processes.stop_requests() as stop:
-            self._adopt()
-            while True:
-                self._collect(vanished="failed")
-                if stop:
-                    self._end_all()
-                    return False
-                self._start_due()
-                if not self.running:
-                    return True
-                watch(self.running)
-                time.sleep(self.poll_s)
+        """Until nothing is owed, also by other controllers (True), or somebody asks to stop (False). ``watch`` sees
+        what runs, every poll."""
+        self.study.patience.tell, self.study.patience.meanwhile = self._say, self._meanwhile
+        with _stop_requests() as self._stop:
+            try:
+                return self._run(watch)
+            except StopNow:
+                return False
+            finally:
+                self.leases.release_all()
+                self._clock.close()
+                self.opener.close()
+
+    def _run(self, watch: Callable[[Sequence[Trial]], None]) -> bool:
+        while True:
+            self._keep_leases()
+            self._look_around()
+            self._submit_wanted()
+            self._attend_all()
+            if self._stop:
+                self._end_all()
+                return False
+            self._start_due()
+            if not self.running and self._over():
+                return True
+            watch(self.running)
+            self._pause()
+
+    def _pause(self) -> None:
+        """Short where trials are short: a slot must not stand empty for long beside how long it is used."""
+        typical_s = self.attendant.typical_s
+        pause_s = self.poll_s if typical_s is None or not self.running else max(SHORTEST_POLL_S, POLL_SHARE * typical_s)
+        end = time.monotonic() + min(self.poll_s, pause_s)
+        while not self._stop and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
+
+    # -- what runs -----------------------------------------------------------------------------------------------------
+
+    def _keep_leases(self) -> None:
+        """Move our counters. What another controller took over while we stood still is no longer ours."""
+        names, self._lost = [*self._lost, *self.leases.beat()], []
+        for name in names:
+            lost = [one for one in self.running if one.arm.lease(one.configuration.index) == name]
+            self.running = [one for one in self.running if one not in lost]
+            for trial in lost:
+                self._say(f"trial {trial.name}: another controller looks after it now")
+        self._clock.hours()
+
+    def _meanwhile(self) -> None:
+        """While the storage is away: trials go on, and stay ours."""
+        self._lost += self.leases.beat()
+        if len(self._stop) > 1:
+            for trial in self.running:
+                self.attendant.cancel(trial, force=True)
+            raise StopNow
+
+    def _attend_all(self) -> None:
+        if time.monotonic() - self._troubled < self.trouble_s:
+            return
+        for trial in list(self.running):
+            try:
+                ended = self.attendant.attend(trial)
+            except ExecutorError as error:
+                self._trouble(error)
+                return
+            if ended:
+                self._leave(trial)
+                if not self._stop:
+                    self._submit_wanted()
+
+    def _trouble(self, error: ExecutorError) -> None:
+        self._troubled = time.monotonic()
+        self._say(f"the executor does not answer, trying again: {error}")
+
+    def _leave(self, trial: Trial) -> None:
+        self.running.remove(trial)
+        lease = trial.arm.lease(trial.configuration.index)
+        failure = trial.ending or trial.failure
+        if failure and failure.kind == "infrastructure":
+            _, pause_s = self._later.get(lease, (0.0, self.pause_s / 2))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            self._later[lease] = time.monotonic() + pause_s, pause_s
+        self.leases.release(lease)
+
+    def _end_all(self) -> None:
+        """Ask every running trial to stop and wait: each ends its training and says that it was stopped. Asked a second
+        time, make them."""
+        self._say(f"stopping {len(self.running)} running trials; the same command continues the study")
+        forced = False
+        for trial in self.running:
+            if trial.ending is None:
+                trial.ending = Failure("interrupted", "the controller was asked to stop")
+        while self.running:
+            force = len(self._stop) > 1 and not forced
+            forced = forced or force
+            try:
+                for trial in self.running:
+                    self.attendant.cancel(trial, force)
+            except ExecutorError as error:
+                self._trouble(error)
+            self._attend_all()
+            self._keep_leases()
+            time.sleep(min(self.poll_s, 0.05) if self.running else 0)
+
+    # -- what others left ----------------------------------------------------------------------------------------------
+
+    def _look_around(self) -> None:
+        """Now and then: what other controllers did, and trials nobody looks after any more."""
+        if time.monotonic() - self._looked < LOOK_S:
+            return
+        first, self._looked = self._looked < 0, time.monotonic()
+        self.study.refresh()
+        if self.study.stop_request() != self._stop_request:
+            self._stop_request = self.study.stop_request()
+            self._stop.append(signal.SIGTERM)
+        ours = {(one.arm.kind, one.frozen.number) for one in self.running}
+        for arm in self.study.arms:
+            if first:
+                fail_strays(self.study, arm)
+            for frozen in sorted(arm.unfinished.values(), key=lambda one: one.number):
+                index = frozen.user_attrs.get("config")
+                if index is not None and (arm.kind, frozen.number) not in ours:
+                    self._adopt(arm, index)
+        self._budget_spent()
+
+    def _adopt(self, arm: Arm, index: int) -> None:
+        name = dict(self.study.places(arm)).get(index, str(index)) if arm.kind != "searched" else str(index)
+        trial = self._take(arm.configuration(index, name), new=False)
+        if trial is None:
+            return
+        try:
+            states = [one.executor.state(one.handle) for one in trial.runs if one.open and one.handle]
+            if any(state in ("pending", "running") for state in states):
+                self._say(f"trial {trial.name}: still running, adopted")
+            if trial.ending:
+                self.attendant.cancel(trial)
+        except ExecutorError as error:
+            self._trouble(error)
+
+    def _take(self, configuration: Configuration, new: bool) -> Trial | None:
+        try:
+            trial = self.opener.take(configuration, new)
+        except ExecutorError as error:
+            self._trouble(error)
+            return None
+        if trial is not None:
+            self.running.append(trial)
+        return trial
 
     # -- starting ------------------------------------------------------------------------------------------------------
 
-    def _start_due(self) -> None:
-        sweep = self.study.sweep
-        for configuration in self.study.configurations():
-            if len(self.running) >= sweep.slots:
-                return
-            if configuration.due(sweep.retries):
-                self._start(configuration)
-
-    def _start(self, configuration: Configuration) -> None:
-        frozen, values = self.study.ask(configuration)
-        run = self.study.run_dir(configuration.arm, frozen)
-        trial = Trial(configuration.arm, frozen, run, run.path.name)
+    def _room(self) -> int:
+        if time.monotonic() - self._troubled < self.trouble_s:
+            return 0
         try:
-            name = configuration.name if configuration.arm.baseline else trial.name
-            experiment = self.study.sweep.experiment(name, values)
-        except ConfigError as error:
-            self._fail(trial, "invalid", str(error))
-            return
-        run.path.mkdir(parents=True, exist_ok=True)
-        write_yaml(run.config, experiment.resolved())
-        self._spawn(trial)
-        self.running.append(trial)
-        self.tell(f"trial {trial.name}: started" + "".join(f"  {key}={_short(value)}" for key, value in values.items()))
+            return self.executor.free()
+        except ExecutorError as error:
+            self._trouble(error)
+            return 0
 
-    def _spawn(self, trial: Trial) -> None:
-        lock = self._lock_path(trial)
-        lock.parent.mkdir(exist_ok=True)
-        fields = {"config": str(trial.run.config), "run_dir": str(trial.run.path)}
-        with lock.open("a") as held, (trial.run.path / "supervisor.txt").open("ab") as output:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            self._children.append(
-                subprocess.Popen(
-                    [word.format(**fields) for word in self.command],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    pass_fds=[held.fileno()],
-                )
-            )
+    def _submit_wanted(self) -> None:
+        """Further jobs of trials that were begun come before new trials: what is begun should end."""
+        waiting = [one for one in self.running if one.wanted(self.attendant.may_prune(one))]
+        room = self._room() if waiting else 0
+        for trial in waiting:
+            room -= self._submit(trial, room)
 
-    # -- ending --------------------------------------------------------------------------------------------------------
-
-    def _adopt(self) -> None:
-        """Take over what an earlier controller left: trials that still run, and trials nobody has judged."""
-        for arm, frozen in self.study.running():
-            run = self.study.run_dir(arm, frozen)
-            trial = Trial(arm, frozen, run, run.path.name)
-            self.running.append(trial)
-            if self._alive(trial):
-                self.tell(f"trial {trial.name}: still running, adopted")
-        self._collect(vanished="interrupted")
-
-    def _collect(self, vanished: str) -> None:
-        """Judge every trial whose process has gone. ``vanished``: what one without an end state counts as."""
-        for child in self._children:
-            child.poll()
-        for trial in list(self.running):
-            if not self._alive(trial):
-                self.running.remove(trial)
-                self._judge(trial, vanished)
-
-    def _judge(self, trial: Trial, vanished: str) -> None:
-        try:
-            status = trial.run.read_status()
-        except ValueError as error:
-            self._fail(trial, "failed", str(error))
-            return
-        if status and status.ray_temp_dir:
-            processes.remove_ray_dir(status.ray_temp_dir)
-        if status and status.state == "finished":
-            self._accept(trial)
-        elif status and status.state == "failed":
-            self._fail(trial, "failed", status.reason or "no reason given")
-        elif status and status.state == "stopped":
-            self._fail(trial, "interrupted", status.reason or "stopped")
-        else:
-            where = f"in state {status.state} at step {status.step}" if status else "before it wrote a status"
-            self._fail(trial, vanished, f"its process vanished {where}")
-
-    def _accept(self, trial: Trial) -> None:
-        """A result counts only when the training used every value of the trial and the objective is a number."""
-        values = self.study.values(trial.arm, trial.frozen)
-        try:
-            host_args = read_json(trial.run.host_args)
-            wrong = verify_host_args(_flags(values), host_args) if host_args else ["host_args.json is missing"]
-            if wrong:
-                raise ValueError("; ".join(wrong))
-            value = self.study.sweep.objective.value(trial.run.read_metrics())
-        except ValueError as error:
-            self._fail(trial, "failed", str(error))
-            return
-        self.study.complete(trial.arm, trial.frozen, value)
-        self.tell(f"trial {trial.name}: complete  {self.study.sweep.objective.metric}={_short(value)}")
-
-    def _fail(self, trial: Trial, outcome: str, reason: str) -> None:
-        self._note(trial, "stopped" if outcome == "interrupted" else "failed", reason)
-        self.study.fail(trial.arm, trial.frozen, outcome, reason)
-        self.tell(f"trial {trial.name}: {outcome}: {reason.splitlines()[0] if reason else ''}")
-
-    def _note(self, trial: Trial, state: Literal["failed", "stopped"], reason: str) -> None:
-        """Into the run's own status, which is all that the leaderboard and the report read: a run that vanished, or
-        that finished and was not accepted, must not look as if it still ran, or as a result."""
-        try:
-            status = trial.run.read_status()
-        except ValueError:
-            return  # a damaged status says itself that something is wrong
-        if status and status.state not in ("failed", "stopped"):
-            trial.run.write_status(status.changed(state=state, reason=reason))
-
-    def _end_all(self) -> None:
-        """Ask every running trial to stop and wait: each ends its training and says that it was stopped."""
-        self.tell(f"stopping {len(self.running)} running trials; the same command continues the study")
-        asked: set[str] = set()
-        while self.running:
-            for trial in self.running:
-                status = trial.run.read_status()
-                ready = status and not status.ended and processes.is_alive(status.pid, status.pid_created)
-                if status and ready and trial.name not in asked:
-                    asked.add(trial.name)
-                    os.kill(status.pid, signal.SIGTERM)
-            time.sleep(min(self.poll_s, 0.2))
-            self._collect(vanished="interrupted")
-
-    def _alive(self, trial: Trial) -> bool:
-        lock = self._lock_path(trial)
-        if not lock.exists():
-            return False
-        with lock.open("a") as file:
+    def _submit(self, trial: Trial, room: int) -> int:
+        """Submit what a trial wants, as far as there is room; how many it were."""
+        n = 0
+        for run in trial.wanted(self.attendant.may_prune(trial))[: max(room, 0)]:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+                self.opener.submit(trial, run)
+            except ExecutorError as error:
+                if "no free" not in str(error):  # another controller was quicker: no trouble
+                    self._trouble(error)
+                return n
+            except ConfigError as error:
+                self._give_up(trial, Failure("config", str(error)))
+                return n
+            except OSError as error:
+                self._give_up(trial, Failure("infrastructure", f"{run.run.path}: cannot be written: {error}"))
+                return n
+            n += 1
+        return n
 
-    def _lock_path(self, trial: Trial) -> Path:
-        return self.study.path / "locks" / trial.name
+    def _give_up(self, trial: Trial, failure: Failure) -> None:
+        """A trial that cannot be started. Jobs of its other seeds end first."""
+        trial.ending = trial.ending or failure
+        if trial.finished:
+            self.attendant.fail(trial, failure)
+            self._leave(trial)
+
+    def _start_due(self) -> None:
+        if self._spent or self._looked < 0:
+            return
+        room = self._room() + self._ahead()
+        for arm in self.study.arms:
+            if room <= 0 or (arm.kind == "finalist" and not self._search_over()):
+                return
+            room = self._start_of(arm, room)
+
+    def _ahead(self) -> int:
+        """How many trials to begin beyond what there is room for."""
+        typical_s, slots = self.attendant.typical_s, self.study.sweep.executor.slots
+        if typical_s is None or typical_s > SHORT_S:
+            return 0
+        return slots // SLOTS_PER_READY - sum(bool(one.wanted(self.attendant.may_prune(one))) for one in self.running)
+
+    def _start_of(self, arm: Arm, room: int) -> int:
+        owed, now = self._owed[arm.kind], time.monotonic()
+        for configuration in owed.due(self.study.places(arm)):
+            lease = arm.lease(configuration.index)
+            if self._later.get(lease, (0.0,))[0] > now:
+                continue
+            trial = self._take(configuration, new=True)
+            if trial is not None:
+                self._submit(trial, self._room())
+                room -= 1
+            if room <= 0:
+                break
+        return room
+
+    def _search_over(self) -> bool:
+        return self._owed["searched"].over(self.study.places(self.study.searched))
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def _over(self) -> bool:
+        """Whether nothing is left to do for anybody."""
+        trials = [one for arm in self.study.arms for one in arm.unfinished.values()]
+        if any("config" in one.user_attrs for one in trials):
+            self.study.refresh()
+            return False
+        if self._spent:
+            return True
+        arms = [arm for arm in self.study.arms if arm.kind != "finalist" or self._search_over()]
+        return all(self._owed[arm.kind].over(self.study.places(arm)) for arm in arms)
+
+    def _budget_spent(self) -> None:
+        """Whether the budget allows no further trial; running ones end."""
+        budget, hours = self.study.sweep.budget, self._clock.hours()
+        if self._spent or budget is None:
+            return
+        spent = sum(self.study.gpu_hours().values()) + sum(one.gpu_hours_now() for one in self.running)
+        told = []
+        if budget.gpu_hours is not None and spent >= budget.gpu_hours:
+            told.append(f"{spent:.2f} of {budget.gpu_hours:g} GPU-hours")
+        if budget.hours is not None and hours >= budget.hours:
+            told.append(f"{hours:.2f} of {budget.hours:g} hours")
+        if told:
+            self._spent = True
+            self._say(f"the budget is spent ({', '.join(told)}): no new trial is started")
 
 
-def _flags(values: Values) -> dict[str, object]:
-    """Dotted config keys (a value may be a mapping) as flags; keys that are no flags are left out."""
-    flat = flatten(values)
-    return {flag: value for key, value in flat.items() if (flag := flag_of(key)) is not None}
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that receives SIGINT, SIGTERM and SIGHUP; a third one kills as usual."""
+    received: list[int] = []
 
+    def on_signal(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) > 2:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    old = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,226 +1,360 @@
-"""A study on disk: Optuna's journal, and which configurations it still owes.
+"""A study: Optuna's storage, and which configurations it still owes.
 
-Two Optuna studies share one journal. ``<name>`` holds the searched trials; ``<name>/baselines`` the fixed arms, because
-a trial without parameters in the first would count among the sampler's start-up trials, empty its search space, and
-could become ``best_trial``. A *configuration* is a place in one of them (user attribute ``config``); every try of it is
-a trial.
+Up to three Optuna studies share one storage. ``<name>`` holds the searched trials; ``<name>/baselines`` the fixed arms,
+because a trial without parameters in the first would count among the sampler's start-up trials, empty its search space,
+and could become ``best_trial``; ``<name>/finalists`` the best ones, run again with more seeds.
+
+User attributes of a trial: ``config`` (what it was started for), ``owner``, ``attempt``; of its run with a training
+seed: ``handle/<seed>`` (where it is not the job's name), ``value/<seed>`` (a list, one number an objective),
+``hours/<seed>``, ``limits/<seed>`` (its constraints), ``source/<seed>`` (the run directory of an earlier try that had
+finished it); at the end ``gpu_hours`` (of this try), ``constraints``, and of one without a result ``outcome`` (the
+class of its failure, or ``pruned``) and ``reason``.
 """
 
-import fcntl
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import uuid
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from steer_experiments.recipes import read_yaml
-from steer_experiments.run_dir import RunDir, write_yaml
+from steer_experiments.run_dir import RunDir, write_text, write_yaml
 from steer_openrlhf.errors import ConfigError
 
-from .space import Values, sample
-from .spec import RECIPE, Sweep, make_sampler, recorded_sweep
+from .executors.locks import locked
+from .space import Values, is_inside, sample
+from .spec import RECIPE, Sweep, make_pruner, make_sampler, recorded_sweep, warm_trials
+from .storage import JOURNAL, Patience, open_storage, together
+from .trials import Arm, Configuration, Kind
+
+__all__ = ["JOURNAL", "Arm", "Configuration", "Study", "best", "open_study", "read_study"]
 
 BASELINES = "/baselines"
-JOURNAL = "journal.log"
-MAY_CHANGE = ("n_trials", "slots", "retries")
+FINALISTS = "/finalists"
+SETUP_LOCK = "study.lock"
+STOP = "stop"
+LOOKING_S = 10.0
+"""How long somebody who only looks waits for a storage that is away."""
+MAY_CHANGE = (*("n_trials", "slots", "executor", "retries", "budget", "trial_timeout_hours", "storage", "finalists"),)
 """What a study may be continued with differently; with anything else changed its trials could not be compared."""
+FORGIVEN = "forgiven"
 
 
-class FlockJournalLock(JournalFileOpenLock):
-    """Optuna's own journal locks are files that stay behind when their holder is killed. The kernel lifts this one."""
+class Drawing(optuna.Study):
+    """The study as a sampler sees it. Grid and brute-force samplers stop Optuna's loop when all is drawn; there is no
+    such loop here, and the study itself knows what it owes."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._path = path
-        self._handle: int | None = None
-
-    def acquire(self) -> bool:
-        self._handle = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
-        fcntl.flock(self._handle, fcntl.LOCK_EX)
-        return True
-
-    def release(self) -> None:
-        assert self._handle is not None
-        os.close(self._handle)
-        self._handle = None
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One of the two Optuna studies. ``baseline`` says which."""
-
-    optuna: optuna.Study
-    baseline: bool
-
-    def trials(self) -> list[FrozenTrial]:
-        return self.optuna.get_trials(deepcopy=False)
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """What the study owes: place ``index`` of an arm, and how it stands."""
-
-    arm: Arm
-    index: int
-    name: str
-    tries: tuple[FrozenTrial, ...]
-
-    @property
-    def complete(self) -> FrozenTrial | None:
-        return next((one for one in self.tries if one.state == TrialState.COMPLETE), None)
-
-    @property
-    def value(self) -> float:
-        """The objective of a complete configuration."""
-        assert self.complete is not None
-        assert self.complete.value is not None
-        return self.complete.value
-
-    @property
-    def waiting(self) -> bool:
-        """Whether a trial of it is in the journal that was never started: a controller was killed in between."""
-        return any(one.state == TrialState.WAITING for one in self.tries)
-
-    def failures(self) -> int:
-        """Tries that failed by themselves; those that were interrupted do not count."""
-        return sum(one.user_attrs.get("outcome") == "failed" for one in self.tries)
-
-    def reason(self) -> str:
-        """Why the last try gave no result."""
-        last = self.tries[-1].user_attrs if self.tries else {}
-        return f"{last.get('outcome', 'not started')}: {last.get('reason', 'nothing was recorded')}".split("\n")[0]
-
-    def due(self, retries: int) -> bool:
-        """Whether a trial of it must be started now."""
-        busy = self.complete or any(one.state == TrialState.RUNNING for one in self.tries)
-        hopeless = any(one.user_attrs.get("outcome") == "invalid" for one in self.tries)
-        return not busy and not hopeless and self.failures() <= retries
+    def stop(self) -> None:
+        """Nothing to stop."""
 
 
 class Study:
-    """A study directory. ``trials/<run>`` are run directories: a number for a searched trial, a baseline's name
-    (with ``~<number>`` for a repeated one: no baseline has such a name)."""
+    """A study directory. ``trials/<run>`` are run directories (with several training seeds ``trials/<run>/seed-<s>``):
+    a number for a searched trial, a baseline's name (with ``~<number>`` for a repeated one: no baseline has such a
+    name), ``<number>~final`` for a finalist.
+
+    Every method that reads or writes the storage waits while it is away (:class:`.storage.Patience`)."""
 
     def __init__(self, path: Path, sweep: Sweep) -> None:
         self.path, self.sweep = path, sweep
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        lock = FlockJournalLock(path / "journal.lock")
-        self.storage = JournalStorage(JournalFileBackend(str(path / JOURNAL), lock))
-        self.searched = self._arm(sweep.name, baseline=False)
-        self.baselines = self._arm(sweep.name + BASELINES, baseline=True)
+        self.patience = Patience()
+        self.storage = open_storage(path, sweep.storage, durable=sweep.executor.name != "local")
+        self.pruner = make_pruner(sweep)
+        self.searched = self._arm("searched", sweep.name)
+        self.baselines = self._arm("baseline", sweep.name + BASELINES)
+        self.finalists = self._arm("finalist", sweep.name + FINALISTS) if sweep.finalists else None
+        self._chosen_at: object = None
+        self._chosen_then: list[Configuration] = []
+        self._searched_places = [(index, str(index)) for index in range(sweep.n_trials)]
 
-    def _arm(self, name: str, baseline: bool) -> Arm:
+    def _arm(self, kind: Kind, name: str) -> Arm:
+        pruner = self.pruner if kind == "searched" else optuna.pruners.NopPruner()
         try:
-            study = optuna.load_study(study_name=name, storage=self.storage)
+            study = optuna.load_study(study_name=name, storage=self.storage, pruner=pruner)
         except KeyError:
-            study = optuna.create_study(study_name=name, storage=self.storage, direction=self.sweep.direction)
-        return Arm(study, baseline)
+            study = optuna.create_study(
+                study_name=name,
+                storage=self.storage,
+                directions=self.sweep.directions,
+                pruner=pruner,
+                load_if_exists=True,  # another controller may have been quicker
+            )
+        arm = Arm(study, kind)
+        self._read_forgiven(arm)
+        return arm
+
+    def _read_forgiven(self, arm: Arm) -> None:
+        arm.forgiven = {int(index): n for index, n in arm.optuna.user_attrs.get(FORGIVEN, {}).items()}
+
+    @cached_property
+    def token(self) -> str:
+        """What the names of this study's jobs begin with: like no other study's, also after one of the same name."""
+        file = self.path / "token"
+        with locked(self.path / SETUP_LOCK):
+            if not file.exists():
+                write_text(file, f"{self.sweep.name[:40]}-{uuid.uuid4().hex[:8]}")
+        return file.read_text()
+
+    # -- what is owed --------------------------------------------------------------------------------------------------
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Baselines first: what everything is compared with comes first."""
+        return [self.baselines, self.searched, *([self.finalists] if self.finalists else [])]
+
+    def refresh(self) -> None:
+        """Bring what is known of the trials up to date."""
+        for arm in self.arms:
+            self.patience(arm.refresh)
+            self.patience(partial(self._read_forgiven, arm))
+
+    def places(self, arm: Arm) -> list[tuple[int, str]]:
+        """Index and name of every configuration of an arm, by what is known now."""
+        if arm.kind == "baseline":
+            return [(index, one.name) for index, one in enumerate(self.sweep.baselines)]
+        if arm.kind == "searched":
+            return self._searched_places
+        return [(one.index, f"final-{one.index}") for one in self._chosen()]
+
+    def _chosen(self) -> list[Configuration]:
+        """The finalists: the best of the search, once nothing more of it is owed."""
+        if self.sweep.finalists is None or self.searched.unfinished:
+            return []
+        key = self.searched.read, tuple(self.searched.forgiven.items())
+        if key != self._chosen_at:
+            search = [self.searched.configuration(*place) for place in self._searched_places]
+            over = all(one.settled(self.sweep.retries) for one in search)
+            self._chosen_then = ranked(self, search)[: self.sweep.finalists.n] if over else []
+            self._chosen_at = key
+        return self._chosen_then
 
     def configurations(self) -> list[Configuration]:
-        """Everything the study owes, baselines first; before both what waits, because Optuna asks for it first."""
-        found = []
-        for arm, names in (
-            (self.baselines, [one.name for one in self.sweep.baselines]),
-            (self.searched, [str(index) for index in range(self.sweep.n_trials)]),
-        ):
-            trials = arm.trials()
-            for index, name in enumerate(names):
-                tries = tuple(one for one in trials if one.user_attrs.get("config") == index)
-                found.append(Configuration(arm, index, name, tries))
-        return sorted(found, key=lambda one: not one.waiting)
+        """Everything the study owes, baselines first."""
+        self.refresh()
+        return [arm.configuration(*place) for arm in self.arms for place in self.places(arm)]
 
     def running(self) -> list[tuple[Arm, FrozenTrial]]:
-        arms = (self.baselines, self.searched)
-        return [(arm, one) for arm in arms for one in arm.trials() if one.state == TrialState.RUNNING]
+        """Trials in the storage that have not ended, whoever looks after them."""
+        self.refresh()
+        return [(arm, one) for arm in self.arms for one in arm.unfinished.values()]
 
-    def ask(self, configuration: Configuration) -> tuple[FrozenTrial, Values]:
-        """Start a trial of a configuration: its number is fixed, its values are drawn, and both are in the journal.
+    def forgive(self, configuration: Configuration) -> None:
+        """Forget its failures, so that it is tried again, also by controllers that are at work."""
+        arm, failed = configuration.arm, [one for one in configuration.tries if one.state == TrialState.FAIL]
+        forgiven = {str(index): n for index, n in arm.forgiven.items()} | {str(configuration.index): len(failed)}
+        self.patience(lambda: arm.optuna.set_user_attr(FORGIVEN, forgiven))
+        self._read_forgiven(arm)
 
-        Killed anywhere in between, a waiting or running trial of the configuration stays, and is found again.
-        """
-        arm, index = configuration.arm, configuration.index
-        if not configuration.waiting:
-            arm.optuna.enqueue_trial(self._params(configuration), user_attrs={"config": index})
-        arm.optuna.sampler = make_sampler(self.sweep, index)
-        while (trial := arm.optuna.ask()).user_attrs.get("config") != index:
-            stray = self.storage.get_trial(trial._trial_id)  # a waiting one, of a sweep that was made shorter since
-            self.fail(arm, stray, "interrupted", "the sweep no longer asks for it")
-        values = self.sweep.baselines[index].set if arm.baseline else sample(trial, self.sweep.typed_space)
-        return self.storage.get_trial(trial._trial_id), values
+    def request_stop(self) -> None:
+        """Ask every controller that is at work to stop, as Ctrl-C does."""
+        write_text(self.path / STOP, uuid.uuid4().hex)
 
-    def _params(self, configuration: Configuration) -> dict[str, Any]:
-        """What the sweep file enqueues, and what tries before have drawn (a killed one perhaps not everything)."""
-        given = [] if configuration.arm.baseline else self.sweep.enqueue
-        params = dict(given[configuration.index]) if configuration.index < len(given) else {}
-        for one in configuration.tries:
-            params |= one.params
-        return params
+    def stop_request(self) -> str:
+        """The last one: a controller stops when another comes."""
+        try:
+            return (self.path / STOP).read_text()
+        except FileNotFoundError:
+            return ""
 
-    def values(self, arm: Arm, trial: FrozenTrial) -> Values:
-        """The config keys of a trial, from the journal."""
-        if arm.baseline:
-            return self.sweep.baselines[trial.user_attrs["config"]].set
-        return sample(optuna.trial.FixedTrial(trial.params), self.sweep.typed_space)
+    def gpu_hours(self) -> dict[str, float]:
+        """GPU-hours of the ended trials, by how they ended."""
+        found: dict[str, float] = {}
+        for arm in self.arms:
+            for how, hours in arm.gpu_hours.items():
+                found[how] = found.get(how, 0.0) + hours
+        return found
+
+    # -- where things are ----------------------------------------------------------------------------------------------
+
+    def seeds(self, arm: Arm) -> tuple[int, ...]:
+        """The training seeds of an arm's trials."""
+        if arm.kind == "finalist":
+            assert self.sweep.finalists is not None
+            return self.sweep.finalists.seeds
+        return self.sweep.seeds
+
+    def run_name(self, arm: Arm, trial: FrozenTrial) -> str:
+        if arm.kind == "finalist":
+            return f"{trial.number}~final"
+        if arm.kind == "searched":
+            return str(trial.number)
+        own = self.sweep.baselines[trial.user_attrs["config"]].name
+        return own if arm.first_try(trial) else f"{own}~{trial.number}"
+
+    def run_dirs(self, arm: Arm, trial: FrozenTrial) -> list[RunDir]:
+        """The run directories of a trial, one a training seed; those an earlier try had finished are its."""
+        found, seeds = [], self.seeds(arm)
+        for seed in seeds:
+            source = trial.user_attrs.get(f"source/{seed}")
+            own = self.run_name(arm, trial) + (f"/seed-{seed}" if len(seeds) > 1 else "")
+            found.append(RunDir(self.path / "trials" / (source or own)))
+        return found
 
     def run_dir(self, arm: Arm, trial: FrozenTrial) -> RunDir:
-        name = str(trial.number)
-        if arm.baseline:
-            index = trial.user_attrs["config"]
-            first = not any(one.number < trial.number for one in arm.trials() if one.user_attrs.get("config") == index)
-            own = self.sweep.baselines[index].name
-            name = own if first else f"{own}~{trial.number}"
-        return RunDir(self.path / "trials" / name)
-
-    def complete(self, arm: Arm, trial: FrozenTrial, value: float) -> None:
-        """A result. Telling it again changes nothing."""
-        arm.optuna.tell(trial.number, value, skip_if_finished=True)
-
-    def fail(self, arm: Arm, trial: FrozenTrial, outcome: str, reason: str) -> None:
-        """No result: ``failed`` counts as a try, ``interrupted`` does not, ``invalid`` is never tried again."""
-        self.storage.set_trial_user_attr(trial._trial_id, "outcome", outcome)
-        self.storage.set_trial_user_attr(trial._trial_id, "reason", reason)
-        arm.optuna.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        """The run directory of a trial's first seed."""
+        return self.run_dirs(arm, trial)[0]
 
     def completed_runs(self) -> list[RunDir]:
         """The run directories of all results, baselines first."""
-        return [self.run_dir(one.arm, one.complete) for one in self.configurations() if one.complete]
+        found = self.configurations()
+        return [run for one in found if one.complete for run in self.run_dirs(one.arm, one.complete)]
 
+    def values(self, arm: Arm, trial: FrozenTrial) -> Values:
+        """The config keys of a trial, from the storage."""
+        if arm.kind == "baseline":
+            return self.sweep.baselines[trial.user_attrs["config"]].set
+        return sample(optuna.trial.FixedTrial(trial.params), self.sweep.typed_space)
 
-def _drop_torn_end(journal: Path) -> None:
-    """Cut an incomplete last line, left by a killed writer: the next line would be appended to it, and both be lost."""
-    if not journal.exists():
-        return
-    with journal.open("r+b") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+    # -- trials --------------------------------------------------------------------------------------------------------
+
+    def draw(self, arm: Arm, trial: FrozenTrial) -> Values:
+        """The values of a trial that was begun; drawn, and in the storage, if they are not yet."""
+        if arm.kind == "searched":
+            self.patience(lambda: self._draw(arm, self.storage.get_trial(trial._trial_id)))
+        return self.values(arm, self.latest(trial))
+
+    def _draw(self, arm: Arm, trial: FrozenTrial) -> None:
+        """Parameters that a controller drew before it was killed stay, and the others are drawn beside them."""
+        if is_inside(trial.params, self.sweep.typed_space):
+            return
+        if trial.params:
+            fixed = trial.system_attrs.get("fixed_params", {}) | trial.params
+            self.storage.set_trial_system_attr(trial._trial_id, "fixed_params", fixed)
+        asked = optuna.trial.Trial(self._drawing(arm, trial), trial._trial_id)
+        with together(self.storage):
+            sample(asked, self.sweep.typed_space)
+
+    def _drawing(self, arm: Arm, trial: FrozenTrial) -> Drawing:
+        sampler = make_sampler(self.sweep, trial.user_attrs["config"])
+        return Drawing(arm.optuna.study_name, self.storage, sampler=sampler, pruner=arm.optuna.pruner)
+
+    def latest(self, trial: FrozenTrial) -> FrozenTrial:
+        return self.patience(lambda: self.storage.get_trial(trial._trial_id))
+
+    def note(self, trial: FrozenTrial, **attributes: Any) -> None:
+        """Write user attributes of a running trial. One that has ended meanwhile is left as it is."""
+        self.patience(lambda: self._write(trial, lambda: self._set(trial, attributes)))
+
+    def report(self, trial: FrozenTrial, values: Sequence[tuple[int, float]]) -> None:
+        """Intermediate values (step, value) that were not reported yet."""
+        if not values:
+            return
+
+        def write() -> None:
+            for step, value in values:
+                self.storage.set_trial_intermediate_value(trial._trial_id, step, value)
+
+        self.patience(lambda: self._write(trial, write))
+
+    def should_prune(self, arm: Arm, trial: FrozenTrial) -> bool:
+        """What Optuna's pruner says of the values reported so far."""
+        return self.patience(lambda: bool(arm.optuna.pruner.prune(arm.optuna, self.latest(trial))))
+
+    def complete(self, arm: Arm, trial: FrozenTrial, values: Sequence[float], **attributes: Any) -> None:
+        """A result. Telling it again changes nothing."""
+        if "constraints" in attributes:  # the sampler reads them when the result is told
+            self.note(trial, constraints=attributes["constraints"])
+        self._end(arm, trial, TrialState.COMPLETE, values, attributes)
+
+    def prune(self, arm: Arm, trial: FrozenTrial, reason: str, **attributes: Any) -> None:
+        """Stopped early by the pruner: its value is the last one reported, as Optuna has it."""
+        if "constraints" in attributes:
+            self.note(trial, constraints=attributes["constraints"])
+        self._end(arm, trial, TrialState.PRUNED, None, {"outcome": "pruned", "reason": reason} | attributes)
+
+    def fail(self, arm: Arm, trial: FrozenTrial, outcome: str, reason: str, **attributes: Any) -> None:
+        """No result; ``outcome`` is the class of the failure, which decides whether it is tried again."""
+        self._end(arm, trial, TrialState.FAIL, None, {"outcome": outcome, "reason": reason} | attributes)
+
+    def _end(
+        self,
+        arm: Arm,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+        attributes: Mapping[str, Any],
+    ) -> None:
+        """Attributes and end of a trial, on a journal in one write. Done again, it changes nothing."""
+
+        def write() -> None:
+            if self.storage.get_trial(trial._trial_id).state.is_finished():
+                return
+            self._set(trial, attributes)
+            if trial.state == TrialState.WAITING:
+                self.storage.set_trial_state_values(trial._trial_id, state)
+            else:
+                value = None if values is None else list(values)
+                self._drawing(arm, trial).tell(trial.number, value, state=state, skip_if_finished=True)
+
+        self.patience(lambda: self._write(trial, write))
+
+    def _set(self, trial: FrozenTrial, attributes: Mapping[str, Any]) -> None:
+        for key, value in attributes.items():
+            self.storage.set_trial_user_attr(trial._trial_id, key, value)
+
+    def _write(self, trial: FrozenTrial, action: Any) -> None:
+        """Write about a trial; what comes after its end is refused by the storage, and that is well."""
+        try:
+            with together(self.storage):
+                action()
+        except UpdateFinishedTrialError:
+            pass
+        while True:
+            try:
+                self.storage.get_trial(trial._trial_id)
+                return
+            except UpdateFinishedTrialError:  # a journal says so when the line is read, once for every line
+                continue
 
 
 def open_study(path: Path, sweep: Sweep) -> Study:
-    """The study in ``path``, new or continued. Call it under :func:`only_controller`.
+    """The study in ``path``, new or continued; several controllers may do so at once.
 
     Raises:
-        ConfigError: the directory holds another study, or this one with settings that make its trials incomparable.
+        ConfigError: the directory holds another study, or this one with settings that make its trials incomparable; or
+            its storage cannot be reached.
     """
     path.mkdir(parents=True, exist_ok=True)
-    record, now = path / "study.yaml", sweep.resolved()
-    if record.exists():
-        old = read_yaml(record)
-        changed = [key for key in now if key not in MAY_CHANGE and now[key] != old.get(key)]
-        if changed:
-            raise ConfigError(
-                [
-                    f"{path} holds a study with another {key}: give another --study-dir, or restore the sweep file"
-                    for key in changed
-                ]
-            )
-    write_yaml(record, now)
-    _drop_torn_end(path / JOURNAL)  # under the lock: nobody writes now
-    return Study(path, sweep)
+    with locked(path / SETUP_LOCK):
+        record, now = path / "study.yaml", sweep.resolved()
+        if record.exists():
+            old = read_yaml(record)
+            _refuse_another(path, old, now)
+        if not record.exists() or old != now:
+            write_yaml(record, now)
+        study = Study(path, sweep)
+        _warm_up(study)
+    return study
+
+
+def _refuse_another(path: Path, old: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Keys that an older version did not know have their defaults."""
+    known = recorded_sweep({key: value for key, value in old.items() if key != RECIPE}).model_dump(mode="json")
+    known[RECIPE] = old.get(RECIPE)
+    if "seeds" not in old:
+        known["seeds"] = now["seeds"][:1]  # the recipe's own, which is compared with the recipe
+    changed = [key for key in now if key not in MAY_CHANGE and now[key] != known.get(key)]
+    if changed:
+        raise ConfigError(
+            [
+                f"{path} holds a study with another {key}: give another --study-dir, or restore the sweep file"
+                for key in changed
+            ]
+        )
+
+
+def _warm_up(study: Study) -> None:
+    """Add the completed trials of another study, each once, also when this was killed in the middle."""
+    if study.sweep.warm_start is None:
+        return
+    known = {one.user_attrs.get("source") for one in study.searched.trials()}
+    for trial in warm_trials(study.sweep):
+        if trial.user_attrs["source"] not in known:
+            study.searched.optuna.add_trial(trial)
 
 
 def read_study(path: Path) -> Study:
@@ -229,25 +363,25 @@ def read_study(path: Path) -> Study:
     if not record.is_file():
         raise ConfigError([f"{path}: is no study directory (it has no study.yaml); steer sweep run makes one"])
     tree = {key: value for key, value in read_yaml(record).items() if key != RECIPE}
-    return Study(path, recorded_sweep(tree))
+    study = Study(path, recorded_sweep(tree))
+    study.patience.away_s = LOOKING_S
+    return study
 
 
-@contextmanager
-def only_controller(path: Path, tell: Callable[[str], None] = print) -> Iterator[None]:
-    """One controller a study: waits for another one (a killed ``make`` leaves it at work) and says so. The kernel lifts
-    the lock when its holder dies."""
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / "controller.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tell(f"another controller is running this study; waiting for it (steer sweep status {path} shows it)")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def ranked(study: Study, configurations: Sequence[Configuration]) -> list[Configuration]:
+    """Complete configurations, best first. Those that keep to the constraints stand before those that do not."""
+    sign = -1 if study.sweep.directions[0] == "maximize" else 1
+    done = [one for one in configurations if one.complete]
+    return sorted(done, key=lambda one: (_excess(one), sign * one.value, one.index))
+
+
+def _excess(configuration: Configuration) -> float:
+    """By how much its constraints are broken in all; 0 when it keeps to them."""
+    assert configuration.complete is not None
+    return sum(max(0.0, one) for one in configuration.complete.user_attrs.get("constraints", ()))
 
 
 def best(study: Study) -> Configuration | None:
-    """The searched configuration with the best objective, or None."""
-    done = [one for one in study.configurations() if one.complete and not one.arm.baseline]
-    sign = 1 if study.sweep.direction == "maximize" else -1
-    return max(done, key=lambda one: sign * one.value, default=None)
+    """The searched configuration with the best (first) objective that keeps to the constraints, or None."""
+    found = ranked(study, [one for one in study.configurations() if one.arm.searched])
+    return found[0] if found and _excess(found[0]) == 0 else None

@@ -12,6 +12,7 @@ from steer_sweeps.spec import Sweep, load_sweep
 from steer_sweeps.study import Study, open_study
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # so that tests find the programs and helpers beside them by their names
 RECIPE = HERE.parents[1] / "experiments" / "recipes" / "tiny" / "steer.yaml"
 
 SWEEP: dict[str, Any] = {
@@ -53,6 +54,7 @@ def control() -> Callable[..., Controller]:
         command = (sys.executable, str(HERE / "trial_program.py"), "{config}", "{run_dir}")
         lines: list[str] = []
         controller = Controller(study, lines.append, command, poll_s=0.02)
+        controller.pause_s = 0.05
         controller.lines = lines  # type: ignore[attr-defined]
         return controller
 

@@ -1,5 +1,6 @@
 """A controller to be killed: ``controller_program.py SWEEP STUDY [N]``. With N it kills itself with SIGKILL at the N-th
-of the moments that matter: before (odd) or after (even) a line of the journal, and before or after a trial's start."""
+of the moments that matter: before (odd) or after (even) a write to the journal, a trial's
+start, and the telling of a result."""
 
 import os
 import signal
@@ -8,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from optuna.storages.journal import JournalFileBackend
 from steer_sweeps.controller import Controller
+from steer_sweeps.executors.local import LocalExecutor
 from steer_sweeps.spec import load_sweep
-from steer_sweeps.study import only_controller, open_study
+from steer_sweeps.storage import Journal
+from steer_sweeps.study import Study, open_study
 
 TRIAL = (sys.executable, str(Path(__file__).with_name("trial_program.py")), "{config}", "{run_dir}")
 moments = 0
@@ -27,9 +29,9 @@ def moment() -> None:
 def dangerous(owner: Any, name: str) -> None:
     original: Callable[..., Any] = getattr(owner, name)
 
-    def wrapped(*args: Any) -> Any:
+    def wrapped(*args: Any, **named: Any) -> Any:
         moment()
-        result = original(*args)
+        result = original(*args, **named)
         moment()
         return result
 
@@ -38,9 +40,9 @@ def dangerous(owner: Any, name: str) -> None:
 
 if __name__ == "__main__":
     sweep, path = load_sweep(Path(sys.argv[1])), Path(sys.argv[2])
-    dangerous(JournalFileBackend, "append_logs")
-    dangerous(Controller, "_spawn")
-    with only_controller(path):
-        study = open_study(path, sweep)
-        finished = Controller(study, lambda line: print(line, flush=True), TRIAL, poll_s=0.05).run()
+    dangerous(Journal, "_write")
+    dangerous(LocalExecutor, "submit")
+    dangerous(Study, "complete")
+    study = open_study(path, sweep)
+    finished = Controller(study, lambda line: print(line, flush=True), TRIAL, poll_s=0.05).run()
     print("nothing left" if finished else "stopped", flush=True)

@@ -1,12 +1,9 @@
 """The controller with real Optuna, real files and real processes: no result is lost, repeated or made up."""
 
-import json
 import os
 import random
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,36 +11,29 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 from steer_experiments.processes import is_alive
-from steer_experiments.run_dir import RunDir
+from steer_experiments.recipes import read_yaml
+from steer_experiments.run_dir import write_yaml
 from steer_openrlhf.errors import ConfigError
 from steer_sweeps.controller import Controller
 from steer_sweeps.spec import load_sweep
-from steer_sweeps.study import JOURNAL, Study, best, open_study, read_study
+from steer_sweeps.study import JOURNAL, best, open_study, read_study
+from study_helpers import (
+    LONG_S,
+    assert_nothing_lost_or_repeated,
+    behave,
+    controller_program,
+    lines_of,
+    outcomes,
+    started,
+)
 
-HERE = Path(__file__).parent
-LONG_S = 120.0
 Make = Callable[..., Any]
-
-
-def lines_of(path: Path) -> list[str]:
-    return path.read_text().split() if path.exists() else []
-
-
-def behave(home: Path, **behaviours: str) -> None:
-    (home / "behaviour.json").write_text(json.dumps(behaviours))
 
 
 def run(control: Make, sweep: Make, home: Path, **changes: Any) -> Controller:
     controller: Controller = control(home / "study", sweep(**changes))
     assert controller.run() is True
     return controller
-
-
-def outcomes(study: Study) -> dict[str, str]:
-    """Run -> how its trial stands in Optuna."""
-    arms = (study.baselines, study.searched)
-    found = [(study.run_dir(arm, one).path.name, one) for arm in arms for one in arm.trials()]
-    return {name: one.user_attrs.get("outcome", one.state.name.lower()) for name, one in found}
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
@@ -78,6 +68,24 @@ def test_a_study_can_be_made_longer_but_not_another_one(control: Make, sweep: Ma
     assert "another overrides" in str(caught.value)
 
 
+def test_a_study_of_an_older_version_goes_on(control: Make, sweep: Make, tmp_path: Path) -> None:
+    """Its record lacks the keys it did not know; its failures had other names."""
+    behave(tmp_path, **{"0": "crash"})
+    study = run(control, sweep, tmp_path, n_trials=1, retries=0).study
+    record = tmp_path / "study" / "study.yaml"
+    known = ("name", "recipe", "overrides", "n_trials", "sampler", "direction", "objective", "space", "enqueue")
+    known += ("baselines", "slots", "retries", "recipe_resolved")
+    old = {key: value for key, value in read_yaml(record).items() if key in known}
+    old["objective"] = {key: value for key, value in old["objective"].items() if key in ("metric", "reduce")}
+    write_yaml(record, old)
+    journal = tmp_path / "study" / JOURNAL
+    journal.write_text(journal.read_text().replace('"outcome":"training"', '"outcome":"failed"'))
+    assert len(read_study(tmp_path / "study").configurations()) == 2
+    controller = run(control, sweep, tmp_path, n_trials=2, retries=1)
+    assert outcomes(controller.study) == {"ppo": "complete", "0": "failed", "1": "complete", "2": "complete"}
+    assert study.token == controller.study.token
+
+
 def test_the_same_seed_asks_for_the_same_trials(control: Make, sweep: Make, tmp_path: Path) -> None:
     """Also when something failed in between."""
 
@@ -95,22 +103,23 @@ def test_the_same_seed_asks_for_the_same_trials(control: Make, sweep: Make, tmp_
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "reason"),
+    ("behaviour", "kind", "reason"),
     [
-        ("crash", "it crashed"),
-        ("nan", "eval/score is no number in 1 of the 1 rows used"),
-        ("mismatch", "steer.lambda_min = 0.7, but the training used 0.123"),
-        ("vanish", "its process vanished in state running at step 0"),
+        ("crash", "training", "it crashed"),
+        ("nan", "nan", "eval/score is no number in 1 of the 1 rows used"),
+        ("mismatch", "training", "steer.lambda_min = 0.7, but the training used 0.123"),
+        ("vanish", "infrastructure", "its process vanished in state running at step 0; killed by SIGKILL"),
+        ("memory", "out_of_memory", "the process ended with exit code 1"),
     ],
 )
 def test_a_failure_is_no_number_and_is_tried_again(
-    control: Make, sweep: Make, tmp_path: Path, behaviour: str, reason: str
+    control: Make, sweep: Make, tmp_path: Path, behaviour: str, kind: str, reason: str
 ) -> None:
     behave(tmp_path, **{"0": behaviour})
     controller = run(control, sweep, tmp_path, slots=1)
     failed, again = [one for one in controller.study.searched.trials() if one.user_attrs["config"] == 0]
     assert (failed.state, failed.value) == (TrialState.FAIL, None)
-    assert failed.user_attrs["outcome"] == "failed"
+    assert failed.user_attrs["outcome"] == kind
     assert failed.user_attrs["reason"].startswith(reason)
     status = controller.study.run_dir(controller.study.searched, failed).read_status()
     assert status
@@ -130,6 +139,17 @@ def test_tries_are_limited(control: Make, sweep: Make, tmp_path: Path) -> None:
     assert run(control, sweep, tmp_path, retries=2).lines == []  # type: ignore[attr-defined]
 
 
+def test_what_is_forgiven_is_tried_again(control: Make, sweep: Make, tmp_path: Path) -> None:
+    behave(tmp_path, ppo="crash")
+    study = run(control, sweep, tmp_path, retries=0).study
+    behave(tmp_path)
+    assert run(control, sweep, tmp_path, retries=0).lines == []  # type: ignore[attr-defined]
+    study.forgive(study.configurations()[0])
+    controller = run(control, sweep, tmp_path, retries=0)
+    assert outcomes(controller.study)["ppo~1"] == "complete"
+    assert outcomes(controller.study)["ppo"] == "training"  # and still told
+
+
 def test_a_study_made_shorter_while_a_trial_waits_goes_on(control: Make, sweep: Make, tmp_path: Path) -> None:
     study = control(tmp_path / "study", sweep(n_trials=3, baselines=[])).study
     study.searched.optuna.enqueue_trial({}, user_attrs={"config": 2})  # killed right after this
@@ -147,34 +167,11 @@ def test_a_combination_that_makes_no_sense_is_not_tried_again(control: Make, swe
     bad = {"steer.side": "rising", "steer.estimator": "reference"}
     controller = run(control, sweep, tmp_path, space=space, enqueue=[bad], n_trials=1, retries=5)
     (trial,) = controller.study.searched.trials()
-    assert trial.user_attrs["outcome"] == "invalid"
+    assert trial.user_attrs["outcome"] == "config"
     assert "needs a signed estimator" in trial.user_attrs["reason"]
 
 
 # -- being killed ------------------------------------------------------------------------------------------------------
-
-
-def controller_program(sweep_file: Path, study: Path, *words: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, str(HERE / "controller_program.py"), str(sweep_file), str(study), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def assert_nothing_lost_or_repeated(home: Path, configurations: int) -> None:
-    study = read_study(home / "study")
-    found = study.configurations()
-    assert [one.name for one in found if one.complete is None] == []
-    assert len(found) == configurations
-    for one in found:
-        assert sum(trial.state == TrialState.COMPLETE for trial in one.tries) == 1
-        assert not any(trial.state in (TrialState.RUNNING, TrialState.WAITING) for trial in one.tries)
-    ended = lines_of(home / "ends.log")
-    complete = [run.path.name for run in study.completed_runs()]
-    assert sorted(ended) == sorted(complete)  # every good end became the result of its configuration, once
-    starts = lines_of(home / "starts.log")
-    assert len(starts) == len(set(starts))  # no run directory was used twice
-    enqueued = next(one for one in found if (one.arm.baseline, one.index) == (False, 0))
-    assert enqueued.complete is not None
-    assert enqueued.complete.params == {"steer.lambda_min": 0.7}  # and not drawn anew
 
 
 def test_killed_at_every_moment_that_matters(sweep_file: Make, tmp_path: Path) -> None:
@@ -206,15 +203,6 @@ def test_killed_at_random_times(sweep_file: Make, tmp_path: Path, seed: int) -> 
     output, _ = controller_program(path, tmp_path / "study").communicate(timeout=LONG_S)
     assert output.endswith("nothing left\n")
     assert_nothing_lost_or_repeated(tmp_path, 5)
-
-
-def started(home: Path, run: str) -> RunDir:
-    found = RunDir(home / "study" / "trials" / run)
-    end = time.monotonic() + LONG_S
-    while not (status := found.read_status()) or status.state != "running":
-        assert time.monotonic() < end, "the trial did not start"
-        time.sleep(0.02)
-    return found
 
 
 def test_a_trial_goes_on_without_its_controller_and_is_adopted(
@@ -252,6 +240,21 @@ def test_a_request_to_stop_ends_the_trials_and_costs_no_try(
     assert_nothing_lost_or_repeated(tmp_path, 4)
 
 
+def test_every_controller_can_be_asked_to_stop_from_elsewhere(
+    control: Make, sweep: Make, sweep_file: Make, tmp_path: Path
+) -> None:
+    behave(tmp_path, ppo="hang", steer="hang")
+    programs = [controller_program(sweep_file(retries=0), tmp_path / "study") for _ in range(2)]
+    started(tmp_path, "ppo")
+    started(tmp_path, "0")
+    read_study(tmp_path / "study").request_stop()
+    outputs = [program.communicate(timeout=LONG_S)[0] for program in programs]
+    assert all(output.endswith("stopped\n") for output in outputs), outputs
+    behave(tmp_path)
+    run(control, sweep, tmp_path, retries=0)  # an old request stops nobody
+    assert_nothing_lost_or_repeated(tmp_path, 4)
+
+
 def test_a_dead_trial_of_a_dead_controller_is_no_failure(
     control: Make, sweep: Make, sweep_file: Make, tmp_path: Path
 ) -> None:
@@ -269,15 +272,18 @@ def test_a_dead_trial_of_a_dead_controller_is_no_failure(
     assert_nothing_lost_or_repeated(tmp_path, 2)
 
 
-def test_a_second_controller_waits_and_then_has_nothing_to_do(sweep_file: Make, tmp_path: Path) -> None:
-    """As after the SIGKILL of ``make``, whose child goes on: the same command again must not fail."""
+def test_two_controllers_started_together_share_the_work(sweep_file: Make, tmp_path: Path) -> None:
+    """Also as after the SIGKILL of ``make``, whose child goes on: the same command again must not fail. Each stays
+    until all is done, for the other may be killed."""
     behave(tmp_path, ppo="slow")
-    path = sweep_file(n_trials=2)
+    path = sweep_file(n_trials=5, slots=3)
     programs = [controller_program(path, tmp_path / "study") for _ in range(2)]
     outputs = [program.communicate(timeout=LONG_S)[0] for program in programs]
     assert [program.returncode for program in programs] == [0, 0]
-    assert sum("another controller is running this study; waiting" in output for output in outputs) == 1
-    assert_nothing_lost_or_repeated(tmp_path, 3)
+    assert all(output.endswith("nothing left\n") for output in outputs)
+    told = [line.split(":")[0] for output in outputs for line in output.splitlines() if ": complete" in line]
+    assert sorted(told) == sorted(f"trial {run.path.name}" for run in read_study(tmp_path / "study").completed_runs())
+    assert_nothing_lost_or_repeated(tmp_path, 6)
 
 
 # -- the journal -------------------------------------------------------------------------------------------------------
@@ -316,5 +322,5 @@ def test_a_damaged_status_is_a_failed_trial(control: Make, sweep: Make, sweep_fi
     ppo.status.write_text("{")
     behave(tmp_path)
     controller = run(control, sweep, tmp_path, n_trials=1)
-    assert outcomes(controller.study)["ppo"] == "failed"
+    assert outcomes(controller.study)["ppo"] == "infrastructure"
     assert load_sweep(sweep_file(n_trials=1)).n_trials == 1

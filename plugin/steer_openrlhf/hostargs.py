@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from datetime import datetime
+from functools import cache
 from pathlib import Path
-from types import SimpleNamespace, UnionType
+from types import CodeType, SimpleNamespace, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import ValidationError
@@ -58,15 +59,20 @@ def host_parser() -> argparse.ArgumentParser:
     """OpenRLHF's real parser plus our flags. Raises :class:`ConfigError` when OpenRLHF is missing or unsupported."""
     if wrong := mistake("openrlhf", installed("openrlhf")):
         raise ConfigError([wrong])
+    namespace: dict[str, Any] = {"argparse": argparse, "datetime": datetime, "os": os}
+    exec(_parser_code(), namespace)
+    parser: argparse.ArgumentParser = namespace["parser"]
+    extend(parser)
+    return parser
+
+
+@cache
+def _parser_code() -> CodeType:
     spec = importlib.util.find_spec("openrlhf") and importlib.util.find_spec(HOST_MODULE)
     assert spec is not None
     assert spec.origin is not None
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    namespace: dict[str, Any] = {"argparse": argparse, "datetime": datetime, "os": os}
-    exec(compile(ast.Module(_parser_statements(tree), []), spec.origin, "exec"), namespace)
-    parser: argparse.ArgumentParser = namespace["parser"]
-    extend(parser)
-    return parser
+    return compile(ast.Module(_parser_statements(tree), []), spec.origin, "exec")
 
 
 def _parser_statements(tree: ast.Module) -> list[ast.stmt]:

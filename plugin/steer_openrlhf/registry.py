@@ -4,10 +4,11 @@
 my_loss = "my_package:INTERVENTION"        # an Intervention; its fields become --my_loss.<field>
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from .config import Config, SteerConfig
@@ -119,14 +120,20 @@ def interventions() -> dict[str, Intervention]:
     Raises:
         ValueError: an entry point is not an :class:`Intervention`, or takes a name that exists.
     """
-    found = dict(INTERVENTIONS)
-    for point in entry_points(group=ENTRY_POINT_GROUP):
+    return INTERVENTIONS | _third_parties(entry_points)
+
+
+@cache
+def _third_parties(find: Callable[..., Iterable[EntryPoint]]) -> dict[str, Intervention]:
+    """Looked up once a process: it reads the metadata of every installed package."""
+    found: dict[str, Intervention] = {}
+    for point in find(group=ENTRY_POINT_GROUP):
         loaded = point.load()
         if not isinstance(loaded, Intervention):
             raise ValueError(
                 f"entry point {point.name} = {point.value}: is {type(loaded).__name__}, not an Intervention"
             )
-        if loaded.name in found or loaded.name in HOST_LOSSES:
+        if loaded.name in (*found, *INTERVENTIONS, *HOST_LOSSES):
             raise ValueError(f"entry point {point.name} = {point.value}: the name '{loaded.name}' is taken")
         found[loaded.name] = loaded
     return found

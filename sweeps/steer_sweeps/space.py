@@ -7,10 +7,19 @@
                                 by_k:     {steer.k: {float: [0.1, 100], log: true}}}}
 
 ``choose`` draws a branch, then what the branch holds; the keys of the branches not drawn are set to null.
+
+The elements of a key that is a list are drawn one by one, and stand together (here ``steer.band: [low, high]``):
+
+    steer.band.0: {float: [-0.1, 0.05]}
+    steer.band.1: {float: [-0.05, 0.1]}
+
+*Parameters* are what Optuna sees: a value for every name drawn. *Values* are config keys.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -35,16 +44,19 @@ class Choose:
 
 Dimension: TypeAlias = BaseDistribution | Choose
 Space: TypeAlias = Mapping[str, Dimension]
+Params: TypeAlias = dict[str, Any]
 Values: TypeAlias = dict[str, Any]
+_ELEMENT = re.compile(r"(.+)\.(\d+)")
 
 
 def parse_space(tree: Any) -> Space:
     """The typed space of a sweep's ``space:``. Raises :class:`ConfigError` with every mistake."""
     mistakes: list[str] = []
     space = _space(tree, "space", mistakes)
-    names = list(_names(space))
+    names = [name for name, _ in dimensions(space)]
     repeated = sorted({name for name in names if names.count(name) > 1})
     mistakes += [f"space: {name} is given twice; a key, or a choice, stands in one place" for name in repeated]
+    mistakes += _list_mistakes(space)
     if mistakes:
         raise ConfigError(mistakes)
     return space
@@ -112,37 +124,94 @@ def _is_number(value: Any, kind: str) -> bool:
     return isinstance(value, int) if kind == "int" else math.isfinite(value)
 
 
-def _names(space: Space) -> Iterator[str]:
-    """Every name Optuna sees: config keys, and the names of choices."""
+def dimensions(space: Space) -> Iterator[tuple[str, Dimension]]:
+    """Every name Optuna sees, in all branches: config keys (and elements of lists), and the names of choices."""
     for name, dimension in space.items():
-        yield name
+        yield name, dimension
         if isinstance(dimension, Choose):
             for branch in dimension.branches.values():
-                yield from _names(branch)
+                yield from dimensions(branch)
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """The same, as Optuna's distributions."""
+    return {name: _distribution(dimension) for name, dimension in dimensions(space)}
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    return CategoricalDistribution(list(dimension.branches)) if isinstance(dimension, Choose) else dimension
 
 
 def keys(space: Space) -> list[str]:
     """Every config key the space may set."""
-    return [
+    found = [
         key
         for name, dimension in space.items()
-        for key in (dimension.keys() if isinstance(dimension, Choose) else [name])
+        for key in (dimension.keys() if isinstance(dimension, Choose) else [_key(name)])
     ]
+    return list(dict.fromkeys(found))
 
 
-def sample(trial: BaseTrial, space: Space) -> Values:
-    """Draw every dimension; config key -> value, None for the keys of branches that were not drawn."""
+def _key(name: str) -> str:
+    """``steer.band.0`` -> ``steer.band``."""
+    element = _ELEMENT.fullmatch(name)
+    return element[1] if element else name
+
+
+def _list_mistakes(space: Space) -> list[str]:
+    """Lists with missing elements: what would stand there?"""
+    mistakes, found = [], _elements(space)
+    for key, indices in found.items():
+        if sorted(indices) != list(range(len(indices))) or len(indices) < 2:
+            mistakes.append(f"space: {key}.<number> has the elements {sorted(indices)}; give all from 0, at least two")
+        if key in space:
+            mistakes.append(f"space: {key} is given as a whole and by its elements; give one")
+    for dimension in space.values():
+        for branch in dimension.branches.values() if isinstance(dimension, Choose) else ():
+            mistakes += _list_mistakes(branch)
+    return mistakes
+
+
+def _elements(space: Space) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for name in space:
+        if element := _ELEMENT.fullmatch(name):
+            found.setdefault(element[1], []).append(int(element[2]))
+    return found
+
+
+# -- drawing -----------------------------------------------------------------------------------------------------------
+
+
+def walk(space: Space, pick: Callable[[str, BaseDistribution], Any]) -> Params:
+    """The parameters that ``pick`` gives, asked define-by-run: a branch first, then what it holds."""
+    params: Params = {}
+    for name, dimension in space.items():
+        params[name] = pick(name, _distribution(dimension))
+        if isinstance(dimension, Choose):
+            params |= walk(dimension.branches[str(params[name])], pick)
+    return params
+
+
+def values_of(params: Mapping[str, Any], space: Space) -> Values:
+    """Config key -> value, None for the keys of branches that were not drawn."""
     values: Values = {}
     for name, dimension in space.items():
         if isinstance(dimension, Choose):
-            branch = trial.suggest_categorical(name, list(dimension.branches))
-            values |= dict.fromkeys(dimension.keys()) | sample(trial, dimension.branches[str(branch)])
-        else:
-            values[name] = _draw(trial, name, dimension)
+            values |= dict.fromkeys(dimension.keys()) | values_of(params, dimension.branches[str(params[name])])
+        elif (key := _key(name)) == name:
+            values[name] = params[name]
+        elif key not in values:
+            values[key] = [params[f"{key}.{index}"] for index in range(len(_elements(space)[key]))]
     return values
 
 
-def _draw(trial: BaseTrial, name: str, dimension: BaseDistribution) -> Any:
+def sample(trial: BaseTrial, space: Space) -> Values:
+    """Draw every dimension; the values of a ``FixedTrial`` are those of the trial it repeats."""
+    return values_of(walk(space, lambda name, distribution: _suggest(trial, name, distribution)), space)
+
+
+def _suggest(trial: BaseTrial, name: str, dimension: BaseDistribution) -> Any:
     if isinstance(dimension, FloatDistribution):
         return trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log, step=dimension.step)
     if isinstance(dimension, IntDistribution):
@@ -151,20 +220,55 @@ def _draw(trial: BaseTrial, name: str, dimension: BaseDistribution) -> Any:
     return trial.suggest_categorical(name, list(dimension.choices))
 
 
-def corners(space: Space) -> Iterator[Values]:
-    """Values that together show every bound, every choice and every branch at least once: what is tried on the recipe
-    before a study starts."""
+def draw(space: Space, rng: random.Random, fixed: Mapping[str, Any] | None = None) -> Params:
+    """Parameters drawn uniformly (in the logarithm where a dimension says so); those of ``fixed`` are as given."""
+    given = fixed or {}
+    return walk(space, lambda name, dimension: given[name] if name in given else uniform(dimension, rng))
+
+
+def uniform(dimension: BaseDistribution, rng: random.Random) -> Any:
+    """One value of a distribution."""
+    if isinstance(dimension, CategoricalDistribution):
+        return rng.choice(dimension.choices)
+    assert isinstance(dimension, FloatDistribution | IntDistribution)
+    low, high, whole = dimension.low, dimension.high, isinstance(dimension, IntDistribution)
+    if dimension.log:
+        half = 0.5 if whole else 0.0
+        value = math.exp(rng.uniform(math.log(low - half), math.log(high + half)))
+        return min(max(round(value) if whole else value, low), high)
+    if dimension.step is None:
+        return rng.uniform(low, high)
+    return rng.choice(all_values(dimension) or [low])
+
+
+def all_values(dimension: BaseDistribution) -> list[Any] | None:
+    """Every value of a distribution, or None when there is no end of them."""
+    if isinstance(dimension, CategoricalDistribution):
+        return list(dimension.choices)
+    assert isinstance(dimension, FloatDistribution | IntDistribution)
+    if dimension.step is None:
+        return [dimension.low] if dimension.single() else None
+    if dimension.log:
+        return list(range(int(dimension.low), int(dimension.high) + 1))
+    n = round((dimension.high - dimension.low) / dimension.step) + 1
+    values = [min(dimension.low + index * dimension.step, dimension.high) for index in range(n)]
+    return values if isinstance(dimension, IntDistribution) else [float(f"{one:.12g}") for one in values]
+
+
+def corners(space: Space) -> Iterator[Params]:
+    """Parameters that together show every bound, every choice and every branch at least once: what is tried on the
+    recipe before a study starts."""
     parts = [list(_ends(name, dimension)) for name, dimension in space.items()]
-    first = _merged(part[0] for part in parts)
-    yield first
-    for part in parts:
-        yield from (first | other for other in part[1:])
+    yield _merged(part[0] for part in parts)
+    for position, part in enumerate(parts):
+        others = _merged(other[0] for place, other in enumerate(parts) if place != position)
+        yield from (others | end for end in part[1:])
 
 
-def _ends(name: str, dimension: Dimension) -> Iterator[Values]:
+def _ends(name: str, dimension: Dimension) -> Iterator[Params]:
     if isinstance(dimension, Choose):
-        for branch in dimension.branches.values():
-            yield from (dict.fromkeys(dimension.keys()) | corner for corner in corners(branch))
+        for branch_name, branch in dimension.branches.items():
+            yield from ({name: branch_name} | corner for corner in corners(branch))
     elif isinstance(dimension, CategoricalDistribution):
         yield from ({name: choice} for choice in dimension.choices)
     else:
@@ -172,16 +276,19 @@ def _ends(name: str, dimension: Dimension) -> Iterator[Values]:
         yield from ({name: dimension.low}, {name: dimension.high})
 
 
-def _merged(parts: Iterable[Values]) -> Values:
-    merged: Values = {}
+def _merged(parts: Iterator[Params]) -> Params:
+    merged: Params = {}
     for part in parts:
         merged |= part
     return merged
 
 
+# -- parameters given --------------------------------------------------------------------------------------------------
+
+
 def check_params(params: Mapping[str, Any], space: Space) -> list[str]:
     """Mistakes in the parameters of an enqueued trial: unknown names, values outside. Missing ones are sampled."""
-    known = dict(_dimensions(space))
+    known = dict(dimensions(space))
     mistakes = []
     for name, value in params.items():
         if name not in known:
@@ -200,9 +307,10 @@ def _contains(dimension: Dimension, value: Any) -> bool:
     return number and bool(dimension._contains(dimension.to_internal_repr(value)))
 
 
-def _dimensions(space: Space) -> Iterator[tuple[str, Dimension]]:
-    for name, dimension in space.items():
-        yield name, dimension
-        if isinstance(dimension, Choose):
-            for branch in dimension.branches.values():
-                yield from _dimensions(branch)
+def is_inside(params: Mapping[str, Any], space: Space) -> bool:
+    """Whether these are the complete parameters of one configuration of the space, and nothing more."""
+    try:
+        drawn = walk(space, lambda name, _: params[name])
+    except KeyError:
+        return False
+    return drawn.keys() == params.keys() and not check_params(params, space)

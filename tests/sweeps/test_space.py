@@ -1,5 +1,6 @@
 """The search space: every distribution, branches, and what is refused before a study starts."""
 
+import random
 from typing import Any
 
 import optuna
@@ -8,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 from steer_openrlhf.errors import ConfigError
-from steer_sweeps.space import check_params, corners, keys, parse_space, sample
+from steer_sweeps.space import (
+    all_values,
+    check_params,
+    corners,
+    distributions,
+    draw,
+    is_inside,
+    keys,
+    parse_space,
+    sample,
+    values_of,
+)
 
 BRANCHES = {
     "strength": {
@@ -52,7 +64,9 @@ def test_every_sample_is_inside_and_complete(tree: dict[str, Any], seed: int) ->
 
 @given(tree=space_trees())
 def test_corners_show_every_choice_and_every_bound(tree: dict[str, Any]) -> None:
-    space, shown = parse_space(tree), list(corners(parse_space(tree)))
+    space = parse_space(tree)
+    assert all(is_inside(params, space) for params in corners(space))
+    shown = [values_of(params, space) for params in corners(space)]
     assert all(sorted(values) == sorted(keys(space)) for values in shown)
 
     def check(tree: dict[str, Any]) -> None:
@@ -65,6 +79,46 @@ def test_corners_show_every_choice_and_every_bound(tree: dict[str, Any]) -> None
                 assert any(values[key] == wanted for values in shown), (key, wanted)
 
     check(tree)
+
+
+@given(tree=space_trees(), seed=st.integers(0, 99))
+def test_a_uniform_draw_is_inside(tree: dict[str, Any], seed: int) -> None:
+    space = parse_space(tree)
+    params = draw(space, random.Random(seed))
+    assert is_inside(params, space)
+    assert not is_inside(params | {"other": 1}, space)
+    assert not is_inside(dict(list(params.items())[1:]), space)
+    for name, dimension in distributions(space).items():
+        listed = all_values(dimension)
+        assert listed is None or all(dimension._contains(dimension.to_internal_repr(one)) for one in listed)
+        assert listed is None or name not in params or params[name] in listed
+
+
+def test_uniform_draws_are_spread_as_the_space_says() -> None:
+    """Shares of 4000 draws; each interval has probability 1/2 (in the logarithm: [1, 10) of [1, 100])."""
+    space = parse_space({"a": {"float": [0, 1]}, "b": {"float": [1, 100], "log": True}, "c": {"int": [1, 4]}})
+    rng = random.Random(0)
+    draws = [draw(space, rng) for _ in range(4000)]
+    low = [
+        sum(one["a"] < 0.5 for one in draws),
+        sum(one["b"] < 10 for one in draws),
+        sum(one["c"] <= 2 for one in draws),
+    ]
+    assert all(abs(n / 4000 - 0.5) < 0.04 for n in low)
+
+
+def test_elements_of_a_list_stand_together() -> None:
+    space = parse_space(
+        {"steer.band.1": {"float": [0, 0.1]}, "steer.band.0": {"float": [-0.1, 0]}, "a": {"int": [1, 2]}}
+    )
+    assert keys(space) == ["steer.band", "a"]
+    params = {"steer.band.0": -0.02, "steer.band.1": 0.03, "a": 2}
+    assert sample(FixedTrial(params), space) == {"steer.band": [-0.02, 0.03], "a": 2}
+    in_branch = parse_space(
+        {"c": {"choose": {"x": {"b.0": {"int": [1, 2]}, "b.1": {"int": [3, 4]}}, "y": {"d": {"int": [1, 2]}}}}}
+    )
+    assert sample(FixedTrial({"c": "y", "d": 1}), in_branch) == {"b": None, "d": 1}
+    assert sample(FixedTrial({"c": "x", "b.0": 1, "b.1": 4}), in_branch) == {"b": [1, 4], "d": None}
 
 
 def test_the_branch_that_is_not_drawn_is_null() -> None:
@@ -110,6 +164,12 @@ def test_bounds_are_what_optuna_gets() -> None:
         ({"a": {"choose": {"only": {"b": {"int": [0, 1]}}}}}, "at least two branches"),
         ({"a": {"choose": {"x": {}, "y": {"b": {"int": [0, 1]}}}}}, "space.a.choose.x = {}: must be a mapping"),
         ({"a": {"choose": {"x": {"a": {"int": [0, 1]}}, "y": {"b": {"int": [0, 1]}}}}}, "a is given twice"),
+        ({"a.1": {"int": [0, 1]}}, "a.<number> has the elements [1]; give all from 0, at least two"),
+        ({"a.0": {"int": [0, 1]}}, "at least two"),
+        (
+            {"a.0": {"int": [0, 1]}, "a.1": {"int": [0, 1]}, "a": {"int": [0, 1]}},
+            "a is given as a whole and by its elements",
+        ),
     ],
 )
 def test_a_bad_space_is_refused(tree: Any, wanted: str) -> None:

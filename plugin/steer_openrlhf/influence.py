@@ -10,12 +10,13 @@ log-probs along P times it. With only the language-model head's weight W moving 
     grad_W(sum_i H_i) = sum_i g_i h_i^T / temperature,  g = dH/dz = -pi (log pi + H),
     q_j = (u_j[a_j] - sum_v pi_jv u_jv) / temperature,  u = h (P grad_W)^T,
 
-which needs no backward. Everything here is torch only and detached; units: nats per unit step of the optimizer's
-direction (multiply by the learning rate). Shapes: N tokens, V vocabulary, D hidden.
+which needs no backward, and one pass over blocks of the vocabulary (:func:`head_influence`). Everything here is torch
+only and detached; units: nats per unit step of the optimizer's direction (multiply by the learning rate). Shapes: N
+tokens, V vocabulary, D hidden.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -24,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Rows = Callable[[int, int], Tensor]
 """Temperature-scaled logits ``[n, V]`` of tokens ``start`` to ``stop``."""
+_NEVER = -1e30  # in place of -inf: 0 times it is 0
 
 
 class EntropySum(torch.autograd.Function):
@@ -73,8 +75,9 @@ def precondition(gradient: Tensor, second_moment: Tensor | None, eps: float, dec
     second moment is 0 was never moved, so nothing is known of its step: 0 there. Without moments P is 1."""
     if second_moment is None:
         return gradient
-    unbiased = second_moment.to(gradient.dtype) / (1 - decay_power)
-    return torch.where(unbiased > 0, gradient / (unbiased.sqrt() + eps), torch.zeros_like(gradient))
+    root = second_moment.to(gradient.dtype).sqrt()
+    step = (root * (1 - decay_power) ** -0.5).add_(max(eps, torch.finfo(root.dtype).tiny))
+    return gradient / step.div_(root.sign_())  # by 0 where the moment is 0: then the step is 0
 
 
 def network_scores(
@@ -101,10 +104,76 @@ def network_scores(
     return torch.zeros_like(primal_or_dual) if tangent is None else tangent
 
 
+class HeadRows(NamedTuple):
+    """The N tokens of a micro-batch as the head sees them, none of them broken.
+
+    ``logits(start, stop)`` are the temperature-scaled logits of these words of the vocabulary, ``[N, stop - start]``
+    and the caller's to change; ``log_total_N`` and ``entropy_N`` are of the whole rows, as in
+    :class:`.tokens.RowStatistics`. Scores are wanted of the first ``scored`` tokens only; all have their part in the
+    gradient.
+    """
+
+    hidden_ND: Tensor
+    labels_N: Tensor
+    log_total_N: Tensor
+    entropy_N: Tensor
+    logits: Callable[[int, int], Tensor]
+    scored: int
+
+    def block(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """pi and -dH/dz = pi (log pi + H) of these words."""
+        log_pi = self.logits(start, stop).float().sub_(self.log_total_N.unsqueeze(-1))
+        pi = log_pi.exp()
+        return pi, log_pi.clamp_(min=_NEVER).add_(self.entropy_N.unsqueeze(-1)).mul_(pi)
+
+
+@torch.no_grad()
+def head_influence(
+    batches: Sequence[HeadRows],
+    shape_VD: Sequence[int],
+    temperature: float,
+    move: Callable[[slice, Tensor], Tensor],
+    words: int,
+) -> list[Tensor]:
+    """Scores q of each micro-batch's first ``scored`` tokens when only the head moves; float32.
+
+    Of ``words`` words at a time: the gradient of the summed entropy from all tokens, ``move`` makes of it the direction
+    in which these rows of the weight go (``P grad_W mean H``), and that moves the scored tokens' logits. The same
+    probabilities serve both, and nothing of the weight's size is made. Products are in the hidden states' own type, as
+    in the head's backward, sums in float32.
+
+    Args:
+        batches: of one optimizer step; ``move(slice, block_vD)`` is called for each block in turn, also with none.
+        shape_VD: of the head's weight.
+    """
+    scores = [one.hidden_ND.new_zeros(one.scored, dtype=torch.float32) for one in batches]
+    vocabulary, hidden = shape_VD
+    for start in range(0, vocabulary, words):
+        stop = min(start + words, vocabulary)
+        blocks = [one.block(start, stop) for one in batches]
+        total = torch.zeros((stop - start, hidden), device=batches[0].hidden_ND.device)
+        for one, (_, falling) in zip(batches, blocks, strict=True):
+            total -= falling.to(one.hidden_ND.dtype).T @ one.hidden_ND
+        direction_vD = move(slice(start, stop), total.div_(temperature))
+        for score_n, one, (pi, _) in zip(scores, batches, blocks, strict=True):
+            score_n += _moved(one, pi, direction_vD, start)
+    return [score_n / temperature for score_n in scores]
+
+
+def _moved(rows: HeadRows, pi_Nv: Tensor, direction_vD: Tensor, start: int) -> Tensor:
+    """What a block of words adds to ``u[a] - sum_v pi_v u_v`` of the scored tokens."""
+    hidden = rows.hidden_ND[: rows.scored]
+    moved = (hidden @ direction_vD.to(hidden.dtype).T).float()
+    place = rows.labels_N[: rows.scored] - start
+    inside = (place >= 0) & (place < len(direction_vD))
+    at_label = moved.gather(-1, place.clamp(0, len(direction_vD) - 1).unsqueeze(-1)).squeeze(-1)
+    return at_label * inside - torch.linalg.vecdot(pi_Nv[: rows.scored], moved)
+
+
 @torch.no_grad()
 def head_gradient(hidden_ND: Tensor, rows: Rows, temperature: float, chunk: int) -> Tensor:
-    """Gradient of the summed entropy with respect to the head's weight, ``[V, D]`` float32. A row that is not finite
-    adds nothing to it."""
+    """Gradient of the summed entropy with respect to the head's weight, ``[V, D]`` float32, by chunks of tokens. A row
+    that is not finite adds nothing to it. With :func:`head_scores` the plain way to :func:`head_influence`."""
     total: Tensor | None = None
     for start in range(0, len(hidden_ND), chunk):
         hidden = hidden_ND[start : start + chunk].float()

@@ -4,20 +4,34 @@ What knows DeepSpeed, padding, packing or ranks is here, so that :mod:`.tokens` 
 """
 
 import copy
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .influence import EntropySum, Rows, gradients, head_gradient, head_scores, network_scores, precondition
-from .tokens import TokenStatistics, masked_statistics
+from .influence import EntropySum, HeadRows, gradients, head_influence, network_scores, precondition
+from .tokens import RowStatistics, TokenStatistics, masked_rows, masked_statistics
 
 Reduce = Callable[[Tensor], Tensor]
 """Sum over the data-parallel ranks (identity for one rank)."""
+BLOCK_LOGITS = {"cpu": 2**18, "cuda": 2**26}
+"""How many logits (of all the tokens of a rank's step) the head's influence works on at once: a block of the vocabulary
+of this many, of at least :data:`FEWEST_WORDS` words and at most :data:`MOST_WORDS`."""
+FEWEST_WORDS, MOST_WORDS = 256, 4096
+
+
+class HeadTokens(NamedTuple):
+    """A micro-batch's response tokens for the head's influence: the sound ones, their places (row, column), and which
+    tokens of ``[B, T]`` are response tokens without an entropy."""
+
+    rows: HeadRows
+    at: tuple[Tensor, Tensor]
+    broken_BT: Tensor
 
 
 class Network:
@@ -27,6 +41,8 @@ class Network:
         self.actor, self.strategy, self.chunk, self.reduce = actor, strategy, chunk, reduce
         self.hidden_BSD: Tensor | None = None
         self._wants_hidden = False
+        self._seen: RowStatistics | None = None
+        self._logits: Callable[[], Tensor | None] = lambda: None
 
     # -- rows --------------------------------------------------------------------------------------------------------
 
@@ -36,7 +52,9 @@ class Network:
         if not self.actor.packing_samples:
             window = response_window(experience)
             labels = torch.roll(sequences, shifts=-1, dims=1)
-            return masked_statistics(logits[:, window], labels[:, window], mask_BT, self.chunk)
+            found = masked_rows(logits[:, window], labels[:, window], mask_BT, self.chunk)
+            self._seen, self._logits = found, weakref.ref(logits)  # weakly: they must not live longer for it
+            return found.of_tokens()
         from openrlhf.models.ring_attn_utils import gather_and_pad_tensor, unpad_and_slice_tensor
 
         group = self.strategy.ring_attn_group
@@ -82,41 +100,64 @@ class Network:
         finally:
             self._wants_hidden = False
 
-    def head_inputs(self, experience: Any) -> Tensor:
-        """The head's input at the response tokens, ``[N, D]``, of the last forward; gives its memory back."""
-        assert self.hidden_BSD is not None, "the head's input was not kept"
-        hidden_ND = self.hidden_BSD[:, response_window(experience)][experience.action_mask.bool()]
-        self.hidden_BSD = None
-        return hidden_ND
+    def head_inputs(self, experience: Any) -> HeadTokens:
+        """The response tokens of the last forward, whose statistics were the last; gives their memory back.
 
-    def head_influence(self, batches: Sequence[Any], hidden: Sequence[Tensor], rows: Sequence[Rows]) -> list[Tensor]:
-        """Scores ``[B, T]`` of every batch of an optimizer step when only the head moves."""
-        temperature, head = float(self.actor.temperature), self.head
-        total = torch.zeros(shape_of(head.weight), device=hidden[0].device)
-        for hidden_ND, provide in zip(hidden, rows, strict=True):
-            if len(hidden_ND):
-                total += head_gradient(hidden_ND, provide, temperature, self.chunk)
-        direction_VD = self._precondition(head.weight, self.reduce(total) / self._tokens(batches))
-        found = []
-        for batch, hidden_ND, provide in zip(batches, hidden, rows, strict=True):
-            labels_N = response_labels(batch)[batch.action_mask.bool()]
-            scores_N = head_scores(hidden_ND, provide, labels_N, direction_VD, temperature, self.chunk)
-            found.append(scatter(scores_N, batch.action_mask))
-        return found
+        A token without an advantage needs no score. The logits are those of that forward where its caller still has
+        them, else they are made anew from the head's input.
+        """
+        assert self.hidden_BSD is not None, "the head's input was not kept"
+        assert self._seen is not None, "no statistics since the last head_inputs"
+        hidden_BSD, seen, logits_BSV = self.hidden_BSD, self._seen, self._logits()
+        self.hidden_BSD = self._seen = None
+        window, mask_BT = response_window(experience), experience.action_mask.bool()
+        sound_BT = mask_BT & seen.entropy.isfinite()
+        scored_BT = sound_BT & (experience.advantages != 0)
+        parts = [part_BT.nonzero(as_tuple=True) for part_BT in (scored_BT, sound_BT & ~scored_BT)]
+        rows_N, columns_N = (torch.cat(both) for both in zip(*parts, strict=True))
+        hidden_ND = hidden_BSD[:, window][rows_N, columns_N]
+
+        def logits(start: int, stop: int) -> Tensor:
+            if logits_BSV is None:
+                return self._logits_from(hidden_ND, start, stop)
+            return logits_BSV[:, window, start:stop][rows_N, columns_N]
+
+        per_token = (response_labels(experience), seen.log_total, seen.entropy)
+        labels_N, log_total_N, entropy_N = (one_BT[rows_N, columns_N] for one_BT in per_token)
+        rows = HeadRows(hidden_ND, labels_N, log_total_N, entropy_N, logits, len(parts[0][0]))
+        return HeadTokens(rows, (rows_N, columns_N), mask_BT & ~sound_BT)
+
+    def _logits_from(self, hidden_ND: Tensor, start: int, stop: int) -> Tensor:
+        logits = (hidden_ND @ self.head.weight[start:stop].detach().T).float()
+        return logits.div_(float(self.actor.temperature))
+
+    def head_influence(self, batches: Sequence[Any], tokens: Sequence[HeadTokens], _: Any = None) -> list[Tensor]:
+        """Scores ``[B, T]`` of every batch of an optimizer step when only the head moves: NaN where a response token
+        has no entropy, 0 where it has no advantage. The third argument has no use any more."""
+        weight, count = self.head.weight, self._tokens(batches)
+        move = self._direction(weight)
+        words = self._words(count)
+        with self._whole(weight):
+            scores = head_influence(
+                [one.rows for one in tokens], shape_of(weight), float(self.actor.temperature),
+                lambda block, total_vD: move(block, self.reduce(total_vD) / count), words,
+            )  # fmt: skip
+        return [_placed(score_n, one) for score_n, one in zip(scores, tokens, strict=True)]
+
+    def _words(self, tokens: Tensor) -> int:
+        """Of a block; from the tokens of all ranks, because their blocks are added up."""
+        each = int(tokens) // int(self.reduce(torch.ones_like(tokens)))
+        logits = BLOCK_LOGITS.get(tokens.device.type, BLOCK_LOGITS["cuda"])
+        return min(max(logits // max(each, 1), FEWEST_WORDS), MOST_WORDS)
 
     def head_influence_of(self, batches: Sequence[Any]) -> list[Tensor]:
         """:meth:`head_influence` with a forward of its own for each batch; logits are made anew from hidden states."""
-        hidden = []
+        tokens = []
         for batch in batches:
             with self.hidden():
                 self.measure(batch)
-            hidden.append(self.head_inputs(batch))
-        with self._whole(self.head.weight) as weight_VD:
-            rows = [self._rows_from(weight_VD, hidden_ND) for hidden_ND in hidden]
-            return self.head_influence(batches, hidden, rows)
-
-    def _rows_from(self, weight_VD: Tensor, hidden_ND: Tensor) -> Rows:
-        return lambda start, stop: (hidden_ND[start:stop] @ weight_VD.T).float() / float(self.actor.temperature)
+            tokens.append(self.head_inputs(batch))
+        return self.head_influence(batches, tokens)
 
     # -- the whole network -------------------------------------------------------------------------------------------
 
@@ -135,7 +176,7 @@ class Network:
                 sum_ += one
         count = self._tokens(batches)
         direction = {
-            name: self._precondition(weight, self.reduce(one) / count).to(weight.dtype)
+            name: self._direction(weight)(slice(None), self.reduce(one) / count).to(weight.dtype)
             for (name, weight), one in zip(weights.items(), total, strict=True)
         }
         self.actor.eval()
@@ -183,11 +224,16 @@ class Network:
 
     # -- optimizer and ranks -----------------------------------------------------------------------------------------
 
-    def _precondition(self, weight: Tensor, gradient: Tensor) -> Tensor:
+    def _direction(self, weight: Tensor) -> Callable[[slice, Tensor], Tensor]:
+        """Makes of a gradient (of some rows of the weight) the direction in which the optimizer moves them."""
         adam, steps = self.strategy.args.actor.adam, int(self.actor.model.global_steps)
         moment = self._second_moment(weight) if steps else None
-        moment = None if moment is None else moment.to(gradient.device)
-        return precondition(gradient, moment, float(adam.eps), float(adam.betas[1]) ** steps)
+
+        def move(rows: slice, gradient: Tensor) -> Tensor:
+            part = None if moment is None else moment[rows].to(gradient.device)
+            return precondition(gradient, part, float(adam.eps), float(adam.betas[1]) ** steps)
+
+        return move
 
     def _second_moment(self, weight: Tensor) -> Tensor | None:
         """Adam's, whole; gathered from the ranks under ZeRO (every rank must ask for the same weights in turn)."""
@@ -243,6 +289,13 @@ def response_labels(experience: Any) -> Tensor:
     """The response tokens, ``[B, T]``."""
     labels: Tensor = torch.roll(experience.sequences, shifts=-1, dims=1)[:, response_window(experience)]
     return labels
+
+
+def _placed(score_n: Tensor, tokens: HeadTokens) -> Tensor:
+    whole_BT = torch.where(tokens.broken_BT, torch.nan, torch.zeros_like(tokens.broken_BT, dtype=torch.float32))
+    rows_N, columns_N = tokens.at
+    whole_BT[rows_N[: len(score_n)], columns_N[: len(score_n)]] = score_n
+    return whole_BT
 
 
 def scatter(values_N: Tensor, mask_BT: Tensor) -> Tensor:

@@ -3,13 +3,19 @@
 Shape letters: B sequences, T response tokens, N tokens of any kind, V vocabulary. Entropies and log-probs in nats.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+SWITCH = "STEER_OPENRLHF_KERNEL"
+CACHED_LOGITS = 2**18
+"""Of a chunk on CPU: a MiB in float32, so the three temporaries of its size stay in a core's caches."""
+_NEVER = -1e30  # in place of -inf: 0 times it is 0
 MAX_LOG_RATIO = 20.0  # OpenRLHF clamps the log-ratio here before exp; the ratio of the estimators is the loss's own
 
 
@@ -21,36 +27,105 @@ class TokenStatistics(NamedTuple):
     collision: Tensor
 
 
+class RowStatistics(NamedTuple):
+    """:class:`TokenStatistics` and ``log_total``, the log of the softmax's denominator: log pi_v = z_v - log_total."""
+
+    log_prob: Tensor
+    entropy: Tensor
+    collision: Tensor
+    log_total: Tensor
+
+    def of_tokens(self) -> TokenStatistics:
+        return TokenStatistics(self.log_prob, self.entropy, self.collision)
+
+
 @torch.no_grad()
-def token_statistics(logits_NV: Tensor, labels_N: Tensor) -> TokenStatistics:
+def row_statistics(logits_NV: Tensor, labels_N: Tensor, temperature: float = 1.0) -> RowStatistics:
     """Statistics of N rows of logits, in float32 (float64 stays). Holds a few temporaries of the size of its input.
 
-    A logit of -inf is a token of probability 0. A row with NaN, +inf or only -inf gives NaN, which callers count.
+    With t = z - max z and E = sum pi t: H = log Z - E and S = sum pi^2 t - E sum pi^2, where log Z = -log max pi, so
+    one softmax is all the exponentials there are. A logit of -inf is a token of probability 0. A row with NaN, +inf or
+    only -inf gives NaN, which callers count.
     """
-    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    log_pi_NV = torch.log_softmax(logits_NV, dim=-1)
-    log_prob_N = log_pi_NV.gather(-1, labels_N.unsqueeze(-1)).squeeze(-1)
-    pi_NV = log_pi_NV.exp()
-    log_pi_NV = log_pi_NV.clamp_(min=torch.finfo(log_pi_NV.dtype).min)  # 0 * -inf is NaN; 0 * -3e38 is 0
-    entropy_N = -(pi_NV * log_pi_NV).sum(-1)
-    collision_N = (pi_NV.square() * (log_pi_NV + entropy_N.unsqueeze(-1))).sum(-1)
-    return TokenStatistics(log_prob_N, entropy_N, collision_N)
+    rows_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    rows_NV = rows_NV if temperature == 1.0 else rows_NV / temperature
+    top_N1, pi_NV = rows_NV.amax(-1, keepdim=True), torch.softmax(rows_NV, dim=-1)
+    log_z_N, chosen_N = -pi_NV.amax(-1).log(), rows_NV.gather(-1, labels_N.unsqueeze(-1)).squeeze(-1)
+    moment_NV = (rows_NV - top_N1).clamp_(min=_NEVER).mul_(pi_NV)
+    mean_N, top_N = moment_NV.sum(-1), top_N1.squeeze(-1)
+    second_N, square_N = torch.linalg.vecdot(moment_NV, pi_NV), torch.linalg.vecdot(pi_NV, pi_NV)
+    return RowStatistics(chosen_N - top_N - log_z_N, log_z_N - mean_N, second_N - mean_N * square_N, top_N + log_z_N)
+
+
+def token_statistics(logits_NV: Tensor, labels_N: Tensor) -> TokenStatistics:
+    """:func:`row_statistics` without the last."""
+    return row_statistics(logits_NV, labels_N).of_tokens()
 
 
 @torch.no_grad()
-def masked_statistics(logits_BTV: Tensor, labels_BT: Tensor, mask_BT: Tensor, chunk_tokens: int) -> TokenStatistics:
-    """:func:`token_statistics` of the tokens under the mask, ``chunk_tokens`` at a time; 0 elsewhere. All ``[B, T]``.
+def masked_rows(logits_BTV: Tensor, labels_BT: Tensor, mask_BT: Tensor, chunk_tokens: int) -> RowStatistics:
+    """:func:`row_statistics` of the tokens under the mask, at most ``chunk_tokens`` at a time; 0 elsewhere.
+    All ``[B, T]``.
 
-    No buffer of size B*T*V is made: at most ``chunk_tokens`` vocabulary rows live beside the logits themselves.
+    No buffer of size B*T*V is made: at most ``chunk_tokens`` vocabulary rows live beside the logits themselves. On CPU
+    a chunk is no larger than what stays in a core's cache. On a GPU :mod:`.kernels` makes no copy of a row at all;
+    it needs Triton, and the environment variable :data:`SWITCH` at 0 turns it off.
     """
     dtype = torch.float64 if logits_BTV.dtype == torch.float64 else torch.float32
-    out = [torch.zeros(labels_BT.shape, dtype=dtype, device=logits_BTV.device) for _ in TokenStatistics._fields]
-    rows, columns = mask_BT.bool().nonzero(as_tuple=True)
-    for start in range(0, rows.numel(), chunk_tokens):
-        at = (rows[start : start + chunk_tokens], columns[start : start + chunk_tokens])
-        for whole, part in zip(out, token_statistics(logits_BTV[at], labels_BT[at]), strict=True):
-            whole[at] = part
-    return TokenStatistics(*out)
+    out = [torch.zeros(labels_BT.shape, dtype=dtype, device=logits_BTV.device) for _ in RowStatistics._fields]
+    at = mask_BT.bool().nonzero(as_tuple=True)
+    labels_N = labels_BT[at]
+    for start, parts in _chunks(logits_BTV, at, labels_N, chunk_tokens):
+        chosen = tuple(index[start : start + len(parts[0])] for index in at)
+        for whole, part in zip(out, parts, strict=True):
+            whole[chosen] = part
+    return RowStatistics(*out)
+
+
+def _chunks(
+    logits_BTV: Tensor, at: tuple[Tensor, ...], labels_N: Tensor, chunk_tokens: int
+) -> Iterator[tuple[int, Sequence[Tensor]]]:
+    """The first row's number and the four statistics of a chunk of rows."""
+    if kernels := _kernels(logits_BTV):
+        yield 0, kernels.fused_rows(logits_BTV, at, labels_N)
+        return
+    if not logits_BTV.is_cuda:
+        chunk_tokens = min(chunk_tokens, max(1, CACHED_LOGITS // logits_BTV.shape[-1]))
+    rows_RV, where_N = _as_rows(logits_BTV, *at)
+    for start in range(0, len(labels_N), chunk_tokens):
+        chosen = slice(start, start + chunk_tokens)
+        yield start, row_statistics(_pick(rows_RV, where_N[chosen]), labels_N[chosen])
+
+
+def _as_rows(logits_BTV: Tensor, rows_N: Tensor, columns_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The same memory as rows ``[R, V]``, and which of them are asked for: whole rows are copied five times faster
+    than what an index of pairs picks."""
+    (size, length, vocabulary), (over, along, inner) = logits_BTV.shape, logits_BTV.stride()
+    if not logits_BTV.numel() or not along or over % along:
+        return logits_BTV.flatten(0, 1), rows_N * length + columns_N
+    each = over // along
+    return logits_BTV.as_strided(((size - 1) * each + length, vocabulary), (along, inner)), rows_N * each + columns_N
+
+
+def _pick(rows_RV: Tensor, where_N: Tensor) -> Tensor:
+    """These rows (in ascending order); neighbours on CPU without a copy."""
+    if not rows_RV.is_cuda and int(where_N[-1]) - int(where_N[0]) == len(where_N) - 1:
+        return rows_RV[int(where_N[0]) : int(where_N[-1]) + 1]
+    return rows_RV.index_select(0, where_N)
+
+
+def masked_statistics(logits_BTV: Tensor, labels_BT: Tensor, mask_BT: Tensor, chunk_tokens: int) -> TokenStatistics:
+    """:func:`masked_rows` without the last."""
+    return masked_rows(logits_BTV, labels_BT, mask_BT, chunk_tokens).of_tokens()
+
+
+def _kernels(logits: Tensor) -> Any:
+    """The module with the fused kernel, None where it cannot be used: its numbers are the same to float32 rounding."""
+    if not logits.is_cuda or logits.stride(-1) != 1 or os.environ.get(SWITCH) == "0" or not find_spec("triton"):
+        return None
+    from . import kernels
+
+    return kernels if logits.dtype in kernels.DTYPES else None
 
 
 @dataclass(frozen=True)

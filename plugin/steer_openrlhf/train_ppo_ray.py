@@ -22,7 +22,7 @@ from .errors import ConfigError
 from .hostargs import HOST_MODULE, LOSS_FLAG, Resolved, extend, fail, parse, resolve
 from .versions import check_versions
 
-FORWARDED = ("WANDB_MODE", "WANDB_DIR")  # workers of a cluster that was there before do not inherit our shell
+FORWARDED = ("WANDB_MODE", "WANDB_DIR", "STEER_OPENRLHF_KERNEL")  # workers of a cluster that was there before do not inherit our shell
 SETUP_HOOK = "steer_openrlhf.host.install"
 HOST_VARIABLES = {"TOKENIZERS_PARALLELISM": "true", "NCCL_DEBUG": "WARN", "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1"}
 """What OpenRLHF's own ``ray.init`` gives its workers where our environment does not say otherwise."""

@@ -1,19 +1,25 @@
 """Influence estimators against leave-one-token-out retraining, finite differences and a real change of entropy."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from real_trainer import Case
 from steer_openrlhf.influence import (
     EntropySum,
+    HeadRows,
     entropy_gradient,
     gradients,
     head_gradient,
+    head_influence,
     head_scores,
     network_scores,
     precondition,
 )
-from steer_openrlhf.tokens import token_statistics
+from steer_openrlhf.tokens import row_statistics, token_statistics
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -180,6 +186,80 @@ def test_the_head_alone_is_the_full_influence_when_only_the_head_moves(
     torch.testing.assert_close(found.double(), slow, rtol=1e-4, atol=1e-7)
 
 
+def head_case(
+    tokens: int = 12, vocabulary: int = 23, hidden: int = 7, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Head input, logits, labels and second moments (of which one word has none)."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden_ND = torch.randn(tokens, hidden, generator=generator)
+    logits_NV = hidden_ND @ torch.randn(hidden, vocabulary, generator=generator) / TEMPERATURE
+    labels_N = torch.randint(0, vocabulary, (tokens,), generator=generator)
+    second_VD = torch.rand(vocabulary, hidden, generator=generator) + 0.1
+    second_VD[3] = 0.0
+    return hidden_ND, logits_NV, labels_N, second_VD
+
+
+def head_rows(hidden_ND: Tensor, logits_NV: Tensor, labels_N: Tensor, scored: int) -> HeadRows:
+    found = row_statistics(logits_NV, labels_N)
+    block = lambda start, stop: logits_NV[:, start:stop].clone()  # noqa: E731
+    return HeadRows(hidden_ND, labels_N, found.log_total, found.entropy, block, scored)
+
+
+def by_halves(hidden: Tensor, logits: Tensor, labels: Tensor, second: Tensor | None) -> Tensor:
+    """The plain way: the whole gradient, the whole direction, then the scores."""
+    gradient = head_gradient(hidden, lambda a, b: logits[a:b], TEMPERATURE, chunk=5)
+    direction = precondition(gradient / len(hidden), second, 1e-8, 0.5)
+    return head_scores(hidden, lambda a, b: logits[a:b], labels, direction, TEMPERATURE, chunk=4)
+
+
+def by_blocks(rows: Sequence[HeadRows], second: Tensor | None, words: int, vocabulary: int = 23) -> list[Tensor]:
+    count = sum(len(one.labels_N) for one in rows)
+
+    def move(block: slice, total: Tensor) -> Tensor:
+        return precondition(total / count, None if second is None else second[block], 1e-8, 0.5)
+
+    return head_influence(rows, (vocabulary, rows[0].hidden_ND.shape[1]), TEMPERATURE, move, words)
+
+
+@pytest.mark.parametrize("words", [1, 5, 23, 1000])
+@pytest.mark.parametrize("adam", [False, True])
+def test_blocks_of_the_vocabulary_are_the_plain_way(words: int, adam: bool) -> None:
+    hidden, logits, labels, second = head_case()
+    moments = second if adam else None
+    (found,) = by_blocks([head_rows(hidden, logits, labels, 12)], moments, words)
+    torch.testing.assert_close(found, by_halves(hidden, logits, labels, moments), rtol=1e-4, atol=1e-6)
+
+
+def test_micro_batches_share_the_gradient_and_unscored_tokens_are_part_of_it() -> None:
+    hidden, logits, labels, second = head_case()
+    expected = by_halves(hidden, logits, labels, second)
+    parts = [(0, 5, 5), (5, 5, 0), (5, 12, 3)]  # from, to, of these scored; one is empty
+    rows = [head_rows(hidden[a:b], logits[a:b], labels[a:b], scored) for a, b, scored in parts]
+    first, none, second_part = by_blocks(rows, second, 4)
+    torch.testing.assert_close(first, expected[:5], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(second_part, expected[5:8], rtol=1e-4, atol=1e-6)
+    assert none.shape == (0,)
+
+
+def test_a_word_of_probability_zero_adds_nothing() -> None:
+    hidden, logits, labels, second = head_case()
+    logits[:, 4] = -torch.inf
+    (found,) = by_blocks([head_rows(hidden, logits, labels.clamp(max=3), 12)], second, 5)
+    torch.testing.assert_close(found, by_halves(hidden, logits, labels.clamp(max=3), second), rtol=1e-4, atol=1e-6)
+
+
+def test_bf16_products_are_within_their_rounding_of_float32() -> None:
+    """2^-9 of each factor, over many terms: well under a hundredth of the scores' spread, with Adam's moments too."""
+    hidden, logits, labels, second = head_case(tokens=200, vocabulary=300, hidden=64)
+    hidden = hidden.bfloat16().float()
+    for moments in (None, second.square()):
+        (exact,) = by_blocks([head_rows(hidden, logits, labels, 200)], moments, 100, 300)
+        (found,) = by_blocks([head_rows(hidden.bfloat16(), logits, labels, 200)], moments, 100, 300)
+        assert found.dtype == torch.float32
+        assert ((found - exact).std() / exact.std()).item() < 0.01
+        assert not torch.equal(found, exact)
+
+
 def test_tied_embeddings_move_together(sequences: Tensor) -> None:
     torch.manual_seed(0)
     config = Qwen2Config(
@@ -209,3 +289,39 @@ def test_gradients_leave_grad_and_its_hooks_alone() -> None:
     assert (used.tolist(), zero.tolist()) == ([3.0, 3.0], [0.0] * 3)
     assert weight.grad is None
     assert fired == []
+
+
+@pytest.fixture
+def network(worker: Any) -> Any:
+    """The plugin's, around OpenRLHF's actor."""
+    return worker.trainer(Case("steer", {"steer.estimator": "influence_head"})).network
+
+
+def test_a_token_without_advantage_has_no_score_and_its_part_in_the_others(network: Any, worker: Any) -> None:
+    batches = worker.batches(worker.samples, 4)
+    kept = [torch.rand(one.action_mask.shape, generator=torch.Generator().manual_seed(5)) < 0.5 for one in batches]
+    changed = [
+        replace(one, advantages=torch.where(keep, one.advantages, 0.0)) for one, keep in zip(batches, kept, strict=True)
+    ]
+    whole, found = network.head_influence_of(batches), network.head_influence_of(changed)
+    for one, other, batch in zip(found, whole, changed, strict=True):
+        scored = batch.action_mask.bool() & (batch.advantages != 0)
+        assert scored.any()
+        torch.testing.assert_close(one[scored], other[scored], rtol=1e-4, atol=1e-6)
+        assert not one[~scored].any()
+
+
+def test_logits_at_hand_or_made_anew_are_the_same(network: Any, worker: Any) -> None:
+    (batch,) = worker.batches(worker.samples, len(worker.samples))
+    (anew,) = network.head_influence_of([batch])
+    with torch.no_grad(), network.hidden():
+        _, output = network.actor(batch.sequences, batch.action_mask, batch.attention_mask, return_output=True)
+        logits = output["logits"]
+        network.statistics(batch, logits)
+        tokens = network.head_inputs(batch)
+    logits.add_(7.0)  # a constant changes no softmax, but these logits' normaliser is known: they are the ones used
+    (shifted,) = network.head_influence([batch], [tokens])
+    logits.sub_(7.0)
+    (at_hand,) = network.head_influence([batch], [tokens])
+    torch.testing.assert_close(at_hand, anew, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(shifted, anew)

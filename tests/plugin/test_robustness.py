@@ -5,15 +5,20 @@ the head's input (:func:`broken_at`), or in all activations of its sequence (:fu
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from real_trainer import VOCABULARY, Case, Recorded, Sample
+from steer_openrlhf.metrics import MetricsLogger
 from steer_openrlhf.registry import INTERVENTIONS
 from torch import Tensor
 
@@ -31,6 +36,8 @@ CASES: dict[str, Case] = {name: Case(name) for name in INTERVENTIONS} | {
     "clip_cov acting": Case("clip_cov", {"clip_cov.ratio": 0.2, "clip_cov.lb": 0.1}),
     "probe of every estimator": Case("steer", {"steer.probe.every": 1}),
 }
+STATISTICS_OF_ADVANTAGES = {"steer/cov_threshold", "steer/rising_share_of_flow"}
+"""Those of :data:`steer_openrlhf.interventions.common.STEP_STATISTICS` that a step without advantages does not have."""
 every = pytest.mark.parametrize("name", CASES)
 
 
@@ -77,6 +84,16 @@ def broken_embedding(model: Any) -> Iterator[None]:
             weight[MARK] = kept
 
 
+@contextmanager
+def broken_everywhere(model: Any) -> Iterator[None]:
+    """No token has an entropy: the head's input is NaN."""
+    spoil = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0] * torch.nan,))
+    try:
+        yield
+    finally:
+        spoil.remove()
+
+
 def scalars(summary: Any) -> Iterator[float]:
     """The numbers of a step's summary; the band's also has every Omega, finite or not, and uses the finite ones."""
     fields = dataclasses.fields(summary) if dataclasses.is_dataclass(summary) else ()
@@ -90,15 +107,16 @@ def plugin_metrics(run: Recorded) -> Iterator[tuple[str, float]]:
         yield from ((name, float(value)) for name, value in call.experience.info.items() if name.startswith("steer/"))
 
 
-def nothing_leaves(run: Recorded, summary: Any) -> None:
-    """No NaN in advantages, clip ranges, metrics, summary or state; none in the gradient of a token with a log-prob."""
+def nothing_leaves(run: Recorded, summary: Any, without_one: AbstractSet[str] = frozenset()) -> None:
+    """No NaN in advantages, clip ranges, metrics, summary or state; none in the gradient of a token with a log-prob.
+    Metrics of a statistic the step is ``without_one`` of are NaN."""
     for call in run.calls:
         assert call.advantages.isfinite().all()
         assert all(torch.as_tensor(end).isfinite().all() for end in call.clip)
         assert call.gradient is not None
         assert call.gradient[call.log_probs.isfinite()].isfinite().all()
-    broken = {name: value for name, value in plugin_metrics(run) if not math.isfinite(value)}
-    assert broken == {}
+    broken = {name for name, value in plugin_metrics(run) if not math.isfinite(value)}
+    assert broken <= without_one
     assert not any(math.isnan(one) for one in scalars(summary))
     assert all(math.isfinite(value) for value in run.state["loss"].values())
 
@@ -220,7 +238,7 @@ def test_zero_advantages(name: str, worker: Any) -> None:
     """Every group of a rollout has equal rewards."""
     trainer = worker.trainer(CASES[name])
     run = worker.updates(trainer, [replace(sample, advantage=0.0) for sample in worker.samples], learn=False)
-    nothing_leaves(run, getattr(trainer.actor_loss_fn, "summary", None))
+    nothing_leaves(run, getattr(trainer.actor_loss_fn, "summary", None), STATISTICS_OF_ADVANTAGES)
     if CASES[name].loss not in ("kl_cov",):  # whose penalty needs a positive covariance, and rounding has none here
         assert not any(call.advantages.any() for call in run.calls)
     assert not any(call.gradient.any() for call in run.calls if call.gradient is not None)
@@ -259,3 +277,34 @@ def test_an_all_masked_micro_batch_changes_nothing_for_the_others(name: str, wor
     full, _ = worker.one_step(CASES[name], [*mixed[:2], *mixed[4:]], 2)
     for call, expected in zip((run.calls[0], run.calls[2]), full.calls, strict=True):
         torch.testing.assert_close(call.advantages, expected.advantages, rtol=1e-4, atol=1e-5)
+
+
+STATISTICS = {
+    "kl_cov": "cov_threshold",
+    "forking_tokens": "entropy_threshold",
+    "opefo": "rising_share_of_flow",
+    "entropic": "step_entropy",
+    "positive_reweight": "step_entropy",
+    "stare": "step_entropy",
+    "clip_v": "deviation_std",
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_a_statistic_no_token_has_is_null_and_no_0(
+    name: str, worker: Any, marked: list[Sample], tmp_path: Path
+) -> None:
+    """Every sequence is broken. What the step has none of stays a NaN through OpenRLHF's mean, and is null in the file;
+    with sound logits it is a number."""
+    metric, trainer = f"steer/{STATISTICS[name]}", worker.trainer(CASES[name])
+    sound = worker.updates(trainer, worker.samples, learn=False)
+    with broken_everywhere(worker.model):
+        broken = worker.updates(worker.trainer(CASES[name]), marked, learn=False)
+    assert all(math.isnan(value) for found, value in plugin_metrics(broken) if found == metric)
+    logger = MetricsLogger(SimpleNamespace(steer=SimpleNamespace(run_dir=str(tmp_path))))
+    for step, run in enumerate((sound, broken)):
+        values = [float(call.experience.info[metric]) for call in run.calls]
+        logger.log_train(step, {metric: sum(values) / len(values)})
+    first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (math.isfinite(first[f"train/{metric}"]), second[f"train/{metric}"]) == (True, None)
+    assert second["nonfinite"] == [f"train/{metric}"]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from steer_openrlhf.tokens import Clip, Tokens, masked_statistics, token_statistics
+from steer_openrlhf.tokens import Clip, Tokens, masked_rows, masked_statistics, row_statistics, token_statistics
 
 
 def slow_statistics(logits: list[float], label: int) -> tuple[float, float, float]:
@@ -82,3 +82,53 @@ def test_sequence_ratio_is_the_masked_mean() -> None:
         Clip(0.2, 0.2, sequence_level=True),
     )
     assert tokens.ratio_BT()[0, 0].item() == pytest.approx(math.exp(0.2))
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0, 1e4])
+@pytest.mark.parametrize("vocabulary", [1, 3, 5000])
+def test_float32_is_near_float64_and_bf16_is_read_as_it_is(vocabulary: int, spread: float) -> None:
+    logits = torch.randn(5, vocabulary, generator=torch.Generator().manual_seed(0)) * spread
+    labels = torch.arange(5) % vocabulary
+    for given in (logits, logits.bfloat16(), logits.half()):
+        found, expected = row_statistics(given, labels, 0.7), row_statistics(given.double(), labels, 0.7)
+        for part, other, rounding in zip(found, expected, (spread, 0.0, 0.0, spread), strict=True):
+            torch.testing.assert_close(part.double(), other, rtol=4e-6, atol=4e-6 + 1e-6 * rounding)
+
+
+def test_entropy_is_never_negative_and_log_prob_never_positive() -> None:
+    logits = torch.randn(400, 50, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 3, 400)[:, None]
+    found = token_statistics(logits, logits.argmax(-1))
+    assert (found.entropy >= 0).all()
+    assert (found.log_prob <= 0).all()
+
+
+def test_log_total_is_the_softmax_denominator() -> None:
+    """log(1 + 1 + 2) = log 4, whatever is added to the logits."""
+    logits = torch.tensor([[0.0, 0.0, math.log(2)]]) + torch.tensor([[0.0], [7.0]])
+    found = row_statistics(logits, torch.tensor([2, 0]))
+    assert found.log_total.tolist() == pytest.approx([math.log(4), math.log(4) + 7])
+    assert found.log_prob.tolist() == pytest.approx([math.log(0.5), math.log(0.25)])
+
+
+@pytest.mark.parametrize("kind", ["window", "transposed", "expanded", "one row", "one column"])
+def test_rows_of_any_layout_are_found(kind: str) -> None:
+    whole = torch.randn(4, 6, 9, generator=torch.Generator().manual_seed(1))
+    logits = {
+        "window": whole[1:, 2:5],
+        "transposed": whole.transpose(0, 1),
+        "expanded": whole[:, :1].expand(4, 5, 9),
+        "one row": whole[2:3, 1:],
+        "one column": whole[:, 3:4],
+    }[kind]
+    labels = torch.arange(logits[..., 0].numel()).reshape(logits.shape[:2]) % 9
+    mask = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2)) < 0.7
+    found = masked_rows(logits, labels, mask, 3)
+    expected = row_statistics(logits[mask].contiguous(), labels[mask])
+    for part, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(part[mask], other)
+
+
+def test_nothing_under_the_mask_is_nothing() -> None:
+    logits, labels = torch.randn(2, 3, 7), torch.zeros(2, 3, dtype=torch.long)
+    assert not any(part.any() for part in masked_rows(logits, labels, torch.zeros(2, 3), 4))
+    assert masked_statistics(logits[:0], labels[:0], torch.zeros(0, 3), 4).entropy.shape == (0, 3)

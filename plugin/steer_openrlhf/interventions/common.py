@@ -12,6 +12,10 @@ from torch import Tensor
 
 from ..tokens import Shaped, Tokens
 
+STEP_STATISTICS = frozenset(
+    {"cov_threshold", "entropy_threshold", "rising_share_of_flow", "step_entropy", "entropy_error", "deviation_std"}
+)
+"""The metrics that :func:`known` makes; all others are finite whatever a step has."""
 ROUNDING = 1e-9  # 0.1 * 30 is a little above 3 in binary; a share must not select a token more for it
 
 
@@ -80,8 +84,9 @@ def nonfinite(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def known(statistic: Tensor) -> Tensor:
-    """A statistic of the step as a metric: 0 where the step had no finite value, beside ``nonfinite_...`` saying so."""
-    return torch.nan_to_num(statistic, nan=0.0, posinf=0.0, neginf=0.0)
+    """A statistic of the step as a metric: NaN where the step has none (a threshold that all or no tokens reach, a mean
+    of nothing), which ``metrics.jsonl`` has as null. No number stands for it, and it enters no weight."""
+    return torch.where(statistic.isfinite(), statistic, torch.nan)
 
 
 def reweighted(tokens: Tokens, weights_BT: Tensor, chosen_BT: Tensor, **metrics: Tensor) -> Shaped:

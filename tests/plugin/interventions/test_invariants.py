@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from steer_openrlhf.interventions.common import STEP_STATISTICS
 from steer_openrlhf.registry import INTERVENTIONS
 
 Batch = dict[str, torch.Tensor]
@@ -51,6 +52,12 @@ READS_ENTROPY = {"steer", "uniform", "entropy_advantage", "stare", "forking_toke
 READS_ENTROPY |= {"entropic", "positive_reweight"}
 STATISTICS = ("entropy", "collision", "old_entropy", "random", "influence", "influence_head")
 REWEIGHTINGS = set(ACTING) - {"entropy_advantage", "kl_cov", "dcpo", "ce_gppo", "entropic"}
+
+
+def sound(info: dict[str, torch.Tensor]) -> bool:
+    """Every metric is a number, but for statistics of the step, which it may not have: NaN, and no other stand-in."""
+    unknown = {name.removeprefix("steer/") for name, metric in info.items() if metric.isnan()}
+    return unknown <= STEP_STATISTICS and not any(metric.isinf() for metric in info.values())
 
 
 every = pytest.mark.parametrize("name", list(INTERVENTIONS))
@@ -148,7 +155,7 @@ def test_an_empty_micro_batch(name: str, step: Batch, run: Any, adapted: Any, ca
         value, gradient = call(loss, empty, torch.tensor(30.0))
         assert value.item() == 0
         assert not gradient.any()
-        assert all(metric.isfinite() for metric in loss.info.values()), loss.info
+        assert sound(loss.info), loss.info
 
 
 @every
@@ -175,7 +182,7 @@ def test_no_finite_entropy_at_all(name: str, step: Batch, run: Any) -> None:
     bad = {**step, "entropy": torch.full_like(step["entropy"], torch.nan)}
     found = run(name, bad, **settings(name))
     assert found.gradient.isfinite().all()
-    assert all(metric.isfinite() for metric in found.info.values()), found.info
+    assert sound(found.info), found.info
 
 
 @every
@@ -183,14 +190,14 @@ def test_not_a_finite_extra(name: str, step: Batch, run: Any) -> None:
     bad = {**step, **{key: torch.full_like(step[key], torch.nan) for key in STATISTICS}}
     found = run(name, bad, **settings(name))
     assert found.gradient.isfinite().all()
-    assert all(metric.isfinite() for metric in found.info.values()), found.info
+    assert sound(found.info), found.info
 
 
 @every
 def test_zero_advantages_have_no_gradient(name: str, step: Batch, run: Any) -> None:
     found = run(name, {**step, "advantages": torch.zeros_like(step["advantages"])}, **settings(name))
     assert not found.gradient.any()
-    assert all(metric.isfinite() for metric in found.info.values()), found.info
+    assert sound(found.info), found.info
 
 
 @every

@@ -22,7 +22,8 @@ from .errors import ConfigError
 from .hostargs import HOST_MODULE, LOSS_FLAG, Resolved, extend, fail, parse, resolve
 from .versions import check_versions
 
-FORWARDED = ("WANDB_MODE", "WANDB_DIR", "STEER_OPENRLHF_KERNEL")  # workers of a cluster that was there before do not inherit our shell
+_WANDB = ("WANDB_MODE", "WANDB_DIR", "WANDB_RUN_GROUP", "WANDB_RUN_ID", "WANDB_RESUME")
+FORWARDED = (*_WANDB, "STEER_OPENRLHF_KERNEL")  # workers of a cluster that was there before do not inherit our shell
 SETUP_HOOK = "steer_openrlhf.host.install"
 HOST_VARIABLES = {"TOKENIZERS_PARALLELISM": "true", "NCCL_DEBUG": "WARN", "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1"}
 """What OpenRLHF's own ``ray.init`` gives its workers where our environment does not say otherwise."""
@@ -60,7 +61,7 @@ def _extended_parser() -> Iterator[None]:
         namespace = original(self, *args, **kwargs)
         for name, value in resolve(vars(namespace)).values().items():
             setattr(namespace, name, value)
-        _use_wandb_from_environment(namespace)
+        _use_wandb_from_environment(namespace, self.get_default("logger.wandb.run_name"))
         return namespace
 
     argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign]
@@ -70,8 +71,11 @@ def _extended_parser() -> Iterator[None]:
         argparse.ArgumentParser.parse_args = original  # type: ignore[method-assign]
 
 
-def _use_wandb_from_environment(namespace: argparse.Namespace) -> None:
-    """W&B is on when the environment has a key or asks for offline; the key itself stays out of the arguments."""
+def _use_wandb_from_environment(namespace: argparse.Namespace, usual_name: str) -> None:
+    """W&B is on when the environment has a key or asks for offline; the key itself stays out of the arguments. A run's
+    name in the environment (a study's) counts where no flag gives one: OpenRLHF's own default would hide it."""
+    if (name := os.environ.get("WANDB_NAME")) and getattr(namespace, "logger.wandb.run_name") == usual_name:
+        setattr(namespace, "logger.wandb.run_name", name)
     wanted = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline"
     off = os.environ.get("WANDB_MODE") == "disabled"
     if wanted and not off and not getattr(namespace, "logger.wandb.key"):

@@ -21,7 +21,7 @@ from .executors.base import Executor, ExecutorError, make_executor
 from .leases import Leases
 from .opening import Opener
 from .runs import Trial
-from .study import Study
+from .study import NOW, Study
 from .trials import Arm, Configuration, Owed
 
 __all__ = ["Controller", "Trial"]
@@ -183,6 +183,7 @@ class Controller:
                 self._trouble(error)
             self._attend_all()
             self._keep_leases()
+            self._hear_stop()
             time.sleep(min(self.poll_s, 0.05) if self.running else 0)
 
     # -- what others left ----------------------------------------------------------------------------------------------
@@ -193,9 +194,7 @@ class Controller:
             return
         first, self._looked = self._looked < 0, time.monotonic()
         self.study.refresh()
-        if self.study.stop_request() != self._stop_request:
-            self._stop_request = self.study.stop_request()
-            self._stop.append(signal.SIGTERM)
+        self._hear_stop()
         ours = {(one.arm.kind, one.frozen.number) for one in self.running}
         for arm in self.study.arms:
             if first:
@@ -205,6 +204,13 @@ class Controller:
                 if index is not None and (arm.kind, frozen.number) not in ours:
                     self._adopt(arm, index)
         self._budget_spent()
+
+    def _hear_stop(self) -> None:
+        """A request in the study's directory counts like Ctrl-C; one that wants it now like a second one too."""
+        request = self.study.stop_request()
+        if request != self._stop_request:
+            self._stop_request = request
+            self._stop += [signal.SIGTERM] * (2 if request.startswith(NOW) else 1)
 
     def _adopt(self, arm: Arm, index: int) -> None:
         name = dict(self.study.places(arm)).get(index, str(index)) if arm.kind != "searched" else str(index)

@@ -1,5 +1,6 @@
 """Taking up a trial: a new one, or one that another controller left; and submitting its jobs."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from .executors.config import ExecutorConfig
 from .leases import Leases
 from .runs import SeedRun, Trial, recalled
 from .study import Study
+from .tracking import wandb_variables
 from .trials import LETTERS, Arm, Configuration
 
 _CONFIG: TypeAdapter[ExecutorConfig] = TypeAdapter(ExecutorConfig)
@@ -108,7 +110,8 @@ class Opener:
         write_yaml(run.run.config, experiment.resolved(), sync=False)
         fields = {"config": str(run.run.config), "run_dir": str(run.run.path)}
         command = tuple(word.format(**fields) for word in self.command)
-        run.handle = run.executor.submit(Job(run.job, command, run.run.path.absolute(), trial.gpus))
+        env = wandb_variables(self.study.sweep.name, experiment.name, run.job, os.environ)
+        run.handle = run.executor.submit(Job(run.job, command, run.run.path.absolute(), trial.gpus, env))
         if run.handle != run.job:  # else it is found again by its name
             self.study.note(trial.frozen, **{f"handle/{run.seed}": run.handle})
         run.watched = True

@@ -36,6 +36,8 @@ BASELINES = "/baselines"
 FINALISTS = "/finalists"
 SETUP_LOCK = "study.lock"
 STOP = "stop"
+NOW = "now "
+"""What a request to stop begins with that wants running trials to be ended by force."""
 LOOKING_S = 10.0
 """How long somebody who only looks waits for a storage that is away."""
 MAY_CHANGE = (*("n_trials", "slots", "executor", "retries", "budget", "trial_timeout_hours", "storage", "finalists"),)
@@ -149,9 +151,9 @@ class Study:
         self.patience(lambda: arm.optuna.set_user_attr(FORGIVEN, forgiven))
         self._read_forgiven(arm)
 
-    def request_stop(self) -> None:
-        """Ask every controller that is at work to stop, as Ctrl-C does."""
-        write_text(self.path / STOP, uuid.uuid4().hex)
+    def request_stop(self, now: bool = False) -> None:
+        """Ask every controller that is at work to stop, as Ctrl-C does, or with ``now`` as the second one does."""
+        write_text(self.path / STOP, (NOW if now else "") + uuid.uuid4().hex)
 
     def stop_request(self) -> str:
         """The last one: a controller stops when another comes."""

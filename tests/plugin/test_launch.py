@@ -1,5 +1,6 @@
 """The launcher's small parts: runtime env beside a job's own, metrics files, secrets, registry."""
 
+import argparse
 import json
 import math
 from importlib.metadata import EntryPoint
@@ -12,7 +13,7 @@ from steer_openrlhf import cpu, host, registry
 from steer_openrlhf.config import SteerConfig
 from steer_openrlhf.metrics import MetricsLogger, without_secrets
 from steer_openrlhf.registry import Intervention, interventions
-from steer_openrlhf.train_ppo_ray import SETUP_HOOK, _hook_mistakes, _runtime_env
+from steer_openrlhf.train_ppo_ray import SETUP_HOOK, _hook_mistakes, _runtime_env, _use_wandb_from_environment
 
 HOST_ENV = {"env_vars": {"NCCL_DEBUG": "WARN", "TOKENIZERS_PARALLELISM": "true"}}
 
@@ -126,3 +127,12 @@ def test_a_taken_name_and_a_wrong_object_are_refused(monkeypatch: pytest.MonkeyP
     with_entry_point(monkeypatch, "steer_openrlhf.registry:HOST_LOSSES")
     with pytest.raises(ValueError, match="not an Intervention"):
         interventions()
+
+
+def test_a_studys_name_for_wandb_counts_where_no_flag_gives_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_NAME", "band-3")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for given, wanted in (("ppo_1125T02:00", "band-3"), ("mine", "mine")):
+        namespace = argparse.Namespace(**{"logger.wandb.key": None, "logger.wandb.run_name": given})
+        _use_wandb_from_environment(namespace, "ppo_1125T02:00")
+        assert getattr(namespace, "logger.wandb.run_name") == wanted

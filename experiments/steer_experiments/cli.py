@@ -1,4 +1,4 @@
-"""``steer train``'s command line. Light: what a command needs is imported when it runs."""
+"""This floor's command lines: ``steer train``, ``steer data``. Light: what a command needs is imported when it runs."""
 
 import argparse
 import shlex
@@ -9,18 +9,22 @@ from pathlib import Path
 
 from steer_openrlhf.errors import ConfigError
 
+from .data import command
+
 RUNS = Path("runs")
 MISTAKE = 2
 """Exit code for bad input, as argparse's own."""
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Mount ``train``."""
+    """Mount ``train`` and ``data``."""
+    command.register(subparsers)
     parser = subparsers.add_parser("train", help="one run from a recipe", description=_train.__doc__)
     parser.add_argument("recipe", type=Path, help="YAML file, for example experiments/recipes/tiny/steer.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example steer.lambda_min=0.8")
+    parser.add_argument("overrides", nargs="*", metavar="key=value|LAYER.yaml", help="for example steer.lambda_min=0.8")
     parser.add_argument("--run-dir", type=Path, help=f"default: {RUNS}/<name>-<time>")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished run")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint, if there is one")
     parser.add_argument("--dry-run", action="store_true", help="print the training's command and stop")
     parser.set_defaults(func=_train)
 
@@ -38,7 +42,7 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     from .train import run_experiment
 
-    return run_experiment(experiment, run_dir, args.overwrite)
+    return run_experiment(experiment, run_dir, args.overwrite, args.resume)
 
 
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:

@@ -8,6 +8,7 @@ import fcntl
 import os
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,36 +23,51 @@ from . import environment, processes
 from .checks import expected_steps, missing_results
 from .config import Experiment, Prepared, flags, ray_flags
 from .prepare import read_prepared
-from .recipes import flatten
+from .recipes import flatten, read_yaml
+from .resume import resume_from
 from .run_dir import RunDir, Status, now, write_json, write_yaml
 from .watch import Verdict, finish, watch
 
+CLUSTER_VARIABLE, RESUME_VARIABLE = "STEER_RAY_ADDRESS", "STEER_RESUME"
+"""Set by whoever runs trials on a Ray cluster, or starts a preempted one again."""
 EXIT_CODES = {"finished": 0, "failed": 1, "stopped": 130}
 
 
-def child_command(experiment: Experiment, prepared: Prepared, run_dir: Path, temp_dir: Path | None) -> list[str]:
-    """The training's command line."""
-    own = flags(experiment, prepared, run_dir) | ray_flags(experiment, temp_dir)
+def child_command(
+    experiment: Experiment, prepared: Prepared, run_dir: Path, temp_dir: Path | None, resumed: bool = False
+) -> list[str]:
+    """The training's command line. A cluster that is named in the environment is used instead of a private one."""
+    cluster = os.environ.get(CLUSTER_VARIABLE)
+    ray = {"steer.ray.address": cluster} if cluster else ray_flags(experiment, temp_dir)
+    own = flags(experiment, prepared, run_dir) | ray | ({"ckpt.load_enable": True} if resumed else {})
     return [sys.executable, "-m", "steer_openrlhf.train_ppo_ray", *to_argv(own)]
 
 
-def run_experiment(experiment: Experiment, path: Path, overwrite: bool = False) -> int:
+def run_experiment(experiment: Experiment, path: Path, overwrite: bool = False, resume: bool = False) -> int:
     """Run to the end in the run directory ``path``; 0 finished, 1 failed, 130 stopped.
+
+    With ``resume`` (or ``STEER_RESUME=1``) it goes on from the last checkpoint in ``<run>/ckpt`` that the metrics
+    reach; from the beginning when there is none. A run that has finished stays as it is.
 
     Raises:
         ConfigError: the recipe needs a GPU and there is none; or the directory is in use, is no run directory, or holds
-            a finished run and ``overwrite`` is False.
+            a finished run and ``overwrite`` is False, or, with ``resume``, a run of another recipe.
     """
     run = RunDir(path.absolute())
+    resume = resume or os.environ.get(RESUME_VARIABLE) == "1"
     if wrong := cpu_mistakes(flatten(experiment.openrlhf)):
         raise ConfigError([f"openrlhf.{one}" for one in wrong])
     _refuse_folder(run)
     run.path.mkdir(parents=True, exist_ok=True)
     with _exclusive(run), processes.stop_requests() as stop, processes.ray_temp_dir() as temp_dir:
+        if resume and _is_finished(run):
+            _say(f"has finished already: {run.path}")
+            return 0
         _refuse_finished(run, overwrite)
-        _clear(run)
+        step = _going_on(experiment, run) if resume else None
+        _clear(run, keep=step is not None)
         write_yaml(run.config, experiment.resolved())
-        write_json(run.env, environment.describe([sys.executable, *sys.argv]))
+        write_json(run.env, environment.describe([sys.executable, *sys.argv]) | {"resumed_after_step": step})
         me = psutil.Process()
         status = Status(state="preparing", pid=me.pid, pid_created=me.create_time(), started=now(), updated=now())
         run.write_status(status.changed(ray_temp_dir=str(temp_dir)))
@@ -59,7 +75,7 @@ def run_experiment(experiment: Experiment, path: Path, overwrite: bool = False) 
         processes.adopt_orphans()
         before = processes.descendants()
         try:
-            verdict = _prepare(experiment, run, stop) or _train(experiment, run, temp_dir, stop)
+            verdict = _prepare(experiment, run, stop) or _train(experiment, run, temp_dir, stop, step)
         except BaseException as error:
             verdict = Verdict("failed", f"{type(error).__name__}: {error}")
             raise
@@ -76,12 +92,21 @@ def _prepare(experiment: Experiment, run: RunDir, stop: list[int]) -> Verdict | 
     with run.log.open("ab") as log:
         child = processes.spawn(command, log, os.environ)
     verdict = watch(run, child, stop, minutes=None)
+    verdict = _as_asked(verdict, stop)
     return None if verdict.state == "finished" else Verdict(verdict.state, f"preparing: {verdict.reason}", verdict.code)
 
 
-def _train(experiment: Experiment, run: RunDir, temp_dir: Path, stop: list[int]) -> Verdict:
+def _as_asked(verdict: Verdict, stop: list[int]) -> Verdict:
+    """A cluster sends its request to end to every process of a job: the training may have ended of it before we
+    looked, which is no failure."""
+    if not stop or verdict.state != "failed":
+        return verdict
+    return Verdict("stopped", f"stopped by {signal.Signals(stop[0]).name}", verdict.code)
+
+
+def _train(experiment: Experiment, run: RunDir, temp_dir: Path, stop: list[int], step: int | None) -> Verdict:
     prepared = read_prepared(run.prepared, experiment)
-    command = child_command(experiment, prepared, run.path, temp_dir)
+    command = child_command(experiment, prepared, run.path, temp_dir, resumed=step is not None)
     local = Path(prepared.model).is_dir()
     total = expected_steps(experiment, prepared.task.expected_n["train"])
     variables = os.environ | environment.added_variables(run.path, experiment.env, local)
@@ -97,7 +122,7 @@ def _train(experiment: Experiment, run: RunDir, temp_dir: Path, stop: list[int])
     run.write_status(status.changed(state="running", pgid=child.pid, total_steps=total))
     verdict = watch(run, child, stop, minutes=experiment.stall_minutes, say=_say)
     if verdict.state != "finished":
-        return verdict
+        return _as_asked(verdict, stop)
     wanted = flags(experiment, prepared, run.path)
     return verdict.unless(missing_results(experiment, run, wanted, prepared.task.expected_n))
 
@@ -115,18 +140,40 @@ def _refuse_folder(run: RunDir) -> None:
         raise ConfigError([f"--run-dir {run.path}: is not empty and no run directory; give another folder"])
 
 
-def _refuse_finished(run: RunDir, overwrite: bool) -> None:
+def _is_finished(run: RunDir) -> bool:
     status = run.read_status()
-    if status and status.state == "finished" and not overwrite:
+    return status is not None and status.state == "finished"
+
+
+def _going_on(experiment: Experiment, run: RunDir) -> int | None:
+    """The step whose checkpoint the training goes on from, or None."""
+    if run.config.exists() and read_yaml(run.config) != experiment.resolved():
+        raise ConfigError(
+            [f"--run-dir {run.path}: holds a run of another recipe, which cannot be resumed with this one; compare "
+             f"{run.config.name}, or leave --resume out to begin anew"]
+        )  # fmt: skip
+    try:
+        step = resume_from(experiment, run)
+    except ValueError as error:
+        _say(f"cannot go on ({error})")
+        step = None
+    _say("begins anew: there is no checkpoint to go on from" if step is None else f"goes on after step {step}")
+    return step
+
+
+def _refuse_finished(run: RunDir, overwrite: bool) -> None:
+    if _is_finished(run) and not overwrite:
         raise ConfigError([f"--run-dir {run.path}: holds a finished run; add --overwrite, or give another folder"])
 
 
-def _clear(run: RunDir) -> None:
-    """Remove the files of an earlier attempt, so that nothing of it is taken for this one's. The status goes first."""
-    files = (run.status, run.env, run.prepared, run.metrics, run.host_args, run.grader_failure, run.log)
-    for path in files:
+def _clear(run: RunDir, keep: bool) -> None:
+    """Remove the files of an earlier attempt, so that nothing of it is taken for this one's. The status goes first.
+    ``keep``: but for what a training that goes on needs."""
+    files = (run.status, run.env, run.prepared, run.host_args, run.grader_failure)
+    for path in files if keep else (*files, run.metrics, run.log):
         path.unlink(missing_ok=True)
-    for folder in (run.checkpoint, run.eval, run.path / "ckpt", run.path / "probe"):
+    folders = (run.checkpoint, run.eval)
+    for folder in folders if keep else (*folders, run.path / "ckpt", run.path / "probe"):
         shutil.rmtree(folder, ignore_errors=True)
 
 

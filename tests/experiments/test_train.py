@@ -283,7 +283,14 @@ def test_a_task_that_cannot_be_made_is_a_failed_run_with_the_reason(
 
 
 def prepares_below(pid: int) -> list[psutil.Process]:
-    return [one for one in psutil.Process(pid).children() if "steer_experiments.prepare" in one.cmdline()]
+    return [one for one in psutil.Process(pid).children() if "steer_experiments.prepare" in words_of(one)]
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # also a zombie
+        return []
 
 
 @pytest.mark.parametrize(

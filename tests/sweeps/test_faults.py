@@ -36,9 +36,9 @@ TRIAL = (sys.executable, str(HERE / "trial_program.py"), "{config}", "{run_dir}"
 Make = Callable[..., Any]
 
 
-def run(control: Make, sweep: Make, home: Path, **changes: Any) -> Controller:
+def run(control: Make, sweep: Make, home: Path, silence_s: float = 60.0, **changes: Any) -> Controller:
     controller: Controller = control(home / "study", sweep(**{"baselines": []} | changes))
-    controller.attendant.silence_s, controller.attendant.patience_s = 1.5, 0.5
+    controller.attendant.silence_s, controller.attendant.patience_s = silence_s, 0.5
     assert controller.run() is True
     return controller
 
@@ -63,7 +63,7 @@ def _words(process: psutil.Process) -> list[str]:
 def test_a_trial_that_hangs_without_output_is_ended(control: Make, sweep: Make, tmp_path: Path, behaviour: str) -> None:
     """Also one that does not listen when it is asked to end."""
     behave(tmp_path, **{"0": behaviour})
-    controller = run(control, sweep, tmp_path, n_trials=2)
+    controller = run(control, sweep, tmp_path, n_trials=2, silence_s=8.0)  # a busy machine starts a trial in 3 s
     trials = controller.study.searched.trials()
     assert [one.user_attrs.get("outcome") for one in trials if one.state == TrialState.FAIL] == ["timeout"]
     assert trials[0].user_attrs["reason"].startswith("hung: wrote neither heartbeat nor metrics")

@@ -1,27 +1,40 @@
-"""Evaluate final checkpoints on a suite: generate, grade, keep every sample. One process serves many runs.
+"""Evaluate checkpoints on suites: generate, grade, keep every sample. One process serves many runs, one engine all
+suites of a run.
 
-A run that cannot be evaluated is an outcome with a reason; the others go on.
+A run that cannot be evaluated is an outcome with a reason; the others go on. An answer is on disk at most two seconds
+after it was finished and graded. So what kill -9 costs are the answers the engine was still at, those that waited for
+their verdict, and two seconds; everything else is found again and not generated twice.
 """
 
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from .generate import Completion, Engine, Sampling
-from .plan import CHAT, Plan, make_meta, make_plan, request_seed
-from .records import Meta, Record, RecordFile, Verdict, load_evaluation, read_meta
+from steer_experiments.grading import Grade
+
+from .engines import Source, open_source
+from .generate import Completion, Request, Sampling
+from .plan import Options, Plan, close_graders, make_meta, plan_model, plan_run, request_seed
+from .progress import Progress
+from .records import Meta, Record, RecordFile, Verdict, load_evaluation, read_meta, require_one_grader
 from .suites import Item
 
-REQUESTS_AT_ONCE = 1024  # generated, graded and made durable together
+SAVE_SECONDS = 2.0
+MOST_UNGRADED = 8192  # answers in memory that wait for a verdict; then the engine waits too
+GRADING_THREADS = 16
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run's evaluation."""
+    """What became of one run's evaluation on one suite."""
 
     run: Path
     suite: str
@@ -32,24 +45,77 @@ class Outcome:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Work:
+    """A suite of a checkpoint with its open records file and what is missing in it."""
+
+    plan: Plan
+    file: RecordFile
+    missing: Sequence[tuple[Item, int]]
+    meta: Meta | None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One sample that is wanted."""
+
+    work: Work
+    item: Item
+    sample: int
+    seed: int
+
+
+@dataclass
+class _Answered:
+    job: _Job
+    completion: Completion
+    grade: "Future[Grade]" = field(repr=False)
+
+
 def evaluate_runs(
-    runs: Sequence[Path], suite: str | None = None, redo: bool = False, say: Say = print
+    runs: Sequence[Path],
+    options: Options | None = None,
+    redo: bool = False,
+    engines: int = 1,
+    say: Say = print,
+    tell: Say | None = None,
 ) -> list[Outcome]:
-    """Evaluate each run's checkpoint on ``suite`` (None: the one its own config names), one after the other.
+    """Evaluate each run's checkpoint on the suites of ``options`` (none: the one its own config names), one after the
+    other.
 
     What is already complete is left as it is; what was interrupted continues. ``redo`` throws old records away.
-    Starts vLLM inside this process on a machine without CUDA: call it from a process of its own.
+    ``engines`` processes share the work, each with a GPU of its own; one engine on a machine without CUDA starts inside
+    this process: call it from a process of its own. ``tell`` hears of the progress (default: standard error).
     """
-    outcomes = []
-    for path in runs:
-        started = time.monotonic()
-        try:
-            outcome = _evaluate(path, suite, redo, started)
-        except (ValueError, OSError, RuntimeError) as error:  # ours, and what vLLM says of a checkpoint it cannot load
-            outcome = Outcome(path, suite or "", "failed", str(error), seconds=time.monotonic() - started)
-        outcomes.append(outcome)
-        say(describe(outcome))
+    return _evaluate_all(
+        [(path, partial(plan_run, path, options or Options())) for path in runs], redo, engines, say, tell
+    )
+
+
+def evaluate_model(
+    model: Path, output: Path, options: Options, redo: bool = False, engines: int = 1, say: Say = print
+) -> list[Outcome]:
+    """Evaluate a Hugging Face model folder that no run trained; its records go to ``output``/eval."""
+    return _evaluate_all([(output, partial(plan_model, model, output, options))], redo, engines, say, None)
+
+
+def _evaluate_all(
+    targets: Sequence[tuple[Path, Callable[[], list[Plan]]]], redo: bool, engines: int, say: Say, tell: Say | None
+) -> list[Outcome]:
+    source, outcomes = open_source(engines), []
+    try:
+        for path, plan in targets:
+            for outcome in _evaluate(path, plan, redo, source, tell or _to_stderr):
+                outcomes.append(outcome)
+                say(describe(outcome))
+    finally:
+        source.close()
+        close_graders()
     return outcomes
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def describe(outcome: Outcome) -> str:
@@ -62,23 +128,46 @@ def describe(outcome: Outcome) -> str:
     return f"{where}: {outcome.state}, {outcome.samples} samples ({parts}) in {outcome.seconds:.1f} s"
 
 
-def _evaluate(path: Path, suite: str | None, redo: bool, started: float) -> Outcome:
-    plan = make_plan(path, suite)
-    with RecordFile(plan.records_path, discard=redo) as file:
-        if redo:
-            plan.meta_path.unlink(missing_ok=True)
-        _require_same(plan, read_meta(plan.meta_path))
-        missing = _missing(plan, file.records)
-        if not missing and _is_complete(plan):
-            return Outcome(path, plan.suite.name, "already evaluated", samples=len(file.records))
-        make_meta(plan, complete=False).write(plan.meta_path)
-        for records in _sample(plan, missing):
-            file.append(records)
-        if len(file.records) != plan.protocol.expected_records:
-            raise ValueError(f"{file.path}: {len(file.records)} records, expected {plan.protocol.expected_records}")
-        make_meta(plan, complete=True).write(plan.meta_path)
-        seconds = time.monotonic() - started
-        return Outcome(path, plan.suite.name, "evaluated", None, len(file.records), len(missing), seconds)
+def _evaluate(
+    path: Path, make_plans: Callable[[], list[Plan]], redo: bool, source: Source, tell: Say
+) -> Iterator[Outcome]:
+    """One checkpoint on all its suites. A suite whose records are of another evaluation fails alone."""
+    started = time.monotonic()
+    failed = partial(_failed, path, started)
+    try:
+        plans = make_plans()
+    except (ValueError, OSError) as error:
+        yield failed("", error)
+        return
+    with ExitStack() as open_files:
+        works = []
+        for plan in sorted(plans, key=lambda one: one.records_path):  # one order for all: nobody waits in a circle
+            try:
+                works.append(_open(plan, redo, open_files))
+            except (ValueError, OSError) as error:
+                yield failed(plan.suite.name, error)
+        problem = _fill(path, works, source, tell)
+        for work in works:
+            try:
+                if problem and len(work.file.records) < work.plan.protocol.expected_records:
+                    raise problem
+                yield _finish(path, work, started)
+            except (ValueError, OSError, RuntimeError) as error:  # ours, and what vLLM says of a checkpoint
+                yield failed(work.plan.suite.name, error)
+
+
+def _failed(path: Path, started: float, suite: str, error: Exception) -> Outcome:
+    return Outcome(path, suite, "failed", str(error), seconds=time.monotonic() - started)
+
+
+def _open(plan: Plan, redo: bool, open_files: ExitStack) -> Work:
+    file = open_files.enter_context(RecordFile(plan.records_path, discard=redo))
+    if redo:
+        plan.meta_path.unlink(missing_ok=True)
+    meta = read_meta(plan.meta_path)
+    _require_same(plan, meta)
+    require_one_grader(plan.records_path, file.records, plan.protocol)
+    return Work(plan, file, _missing(plan, file.records), meta)
 
 
 def _require_same(plan: Plan, old: Meta | None) -> None:
@@ -86,19 +175,15 @@ def _require_same(plan: Plan, old: Meta | None) -> None:
     if old is None:
         return
     now_, then = vars(plan.protocol), vars(old.protocol)
-    changed = [f"{key} {then[key]!r} -> {now_[key]!r}" for key in now_ if now_[key] != then[key]]
+    changed = [f"{key} {then[key]!r} -> {now_[key]!r}" for key in now_ if now_[key] != then[key] and key != "revision"]
     if old.checkpoint_sha256 != plan.checkpoint_sha256:
         changed.append("the checkpoint's files")
-    if changed:
-        raise ValueError(f"{plan.meta_path} is of another evaluation ({'; '.join(changed)}): use --redo to replace it")
-
-
-def _is_complete(plan: Plan) -> bool:
-    try:
-        load_evaluation(plan.run.eval, plan.suite.name)
-    except ValueError:
-        return False
-    return True
+    if not changed:
+        return
+    remedy = "use --redo to replace it"
+    if len(changed) == 1 and changed[0].startswith("grader "):
+        remedy = f"steer regrade --grader {plan.grader.name} changes it without generating again"
+    raise ValueError(f"{plan.meta_path} is of another evaluation ({'; '.join(changed)}): {remedy}")
 
 
 def _missing(plan: Plan, records: Sequence[Record]) -> list[tuple[Item, int]]:
@@ -111,50 +196,135 @@ def _missing(plan: Plan, records: Sequence[Record]) -> list[tuple[Item, int]]:
     return [one for key, one in wanted.items() if key not in done]
 
 
-def _sample(plan: Plan, missing: Sequence[tuple[Item, int]]) -> Iterator[list[Record]]:
-    """Graded records of what is missing, a batch at a time."""
-    if not missing:
-        return
-    protocol = plan.protocol
-    sampling = Sampling(protocol.temperature, protocol.top_p, protocol.max_new_tokens)
-    texts = sorted({plan.text(item) for item, _ in missing})
-    chat = protocol.prompt == CHAT
+def _fill(path: Path, works: Sequence[Work], source: Source, tell: Say) -> Exception | None:
+    """Generate, grade and save all that is missing; the exception that ended it, with everything graded saved."""
+    jobs = [job for work in works for job in _jobs(work)]
+    if not jobs:
+        return None
+    for work in works:
+        if work.missing:
+            make_meta(work.plan, False, work.meta.context if work.meta else None).write(work.plan.meta_path)
+    kept = sum(len(work.file.records) for work in works)
+    progress = Progress(str(path), len(jobs) + kept, kept, tell)
+    started = time.monotonic()
     try:
-        with closing(Engine(plan.run.checkpoint, texts, sampling, chat)) as engine:
-            for start in range(0, len(missing), REQUESTS_AT_ONCE):
-                yield _batch(plan, missing[start : start + REQUESTS_AT_ONCE], engine)
-    except (OSError, RuntimeError, ValueError):
-        raise
-    except Exception as error:  # vLLM asserts on some checkpoints and finds keys missing in others
-        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        _generate(works[0].plan.checkpoint, jobs, source, progress)
+    except (OSError, RuntimeError, ValueError) as error:
+        return error
+    finally:
+        _note_cost(works, source, time.monotonic() - started)
+    return None
 
 
-def _batch(plan: Plan, asked: Sequence[tuple[Item, int]], engine: Engine) -> list[Record]:
-    seeds = [request_seed(plan.protocol.seed, item.id, sample) for item, sample in asked]
-    answers = engine.generate([plan.text(item) for item, _ in asked], seeds)
-    return [
-        _record(plan, item, sample, seed, answer)
-        for (item, sample), seed, answer in zip(asked, seeds, answers, strict=True)
-    ]
+def _jobs(work: Work) -> Iterator[_Job]:
+    for item, sample in work.missing:
+        yield _Job(work, item, sample, request_seed(work.plan.protocol.seed, item.id, sample))
 
 
-def _record(plan: Plan, item: Item, sample: int, seed: int, answer: Completion) -> Record:
-    """A truncated answer is not judged on what it happened to say last, but the grader's opinion is kept as reason."""
-    grade = plan.grader.grade(answer.text, item.gold)
-    verdict: Verdict = grade.state
-    reason = grade.reason
-    if answer.truncated:
-        verdict, reason = "truncated", f"cut at {plan.protocol.max_new_tokens} tokens; graded as it is: {grade.state}"
+def _request(job: _Job) -> Request:
+    plan = job.work.plan
+    how = Sampling(plan.protocol.temperature, plan.protocol.top_p, plan.protocol.max_new_tokens)
+    return Request(plan.text(job.item), job.seed, how, plan.chat)
+
+
+def _generate(checkpoint: Path, jobs: Sequence[_Job], source: Source, progress: Progress) -> None:
+    """Answers are graded in threads while the engine goes on, and saved every two seconds."""
+    waiting: deque[_Answered] = deque()
+    saved = time.monotonic()
+    pool = ThreadPoolExecutor(GRADING_THREADS, thread_name_prefix="grading")
+    try:
+        for finished in source.answers(checkpoint, [_request(job) for job in jobs]):
+            for place, completion in finished:
+                job = jobs[place]
+                grade = pool.submit(job.work.plan.grader.grade, completion.text, job.item.gold)
+                waiting.append(_Answered(job, completion, grade))
+            while len(waiting) > MOST_UNGRADED:
+                waiting[0].grade.result()
+                progress.add(_save(waiting))
+            if time.monotonic() - saved >= SAVE_SECONDS:
+                progress.add(_save(waiting))
+                saved = time.monotonic()
+        for one in waiting:
+            one.grade.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        progress.add(_save(waiting))
+
+
+def _save(waiting: "deque[_Answered]") -> int:
+    """Write what has its verdict to its file, and leave the rest; how many were written."""
+    done: list[_Answered] = []
+    kept: list[_Answered] = []
+    for one in waiting:  # asked once: a verdict may come at any moment
+        (done if one.grade.done() else kept).append(one)
+    waiting.clear()
+    waiting.extend(kept)
+    done = [one for one in done if not one.grade.cancelled()]
+    files: dict[int, tuple[RecordFile, list[Record]]] = {}
+    for one in done:
+        file = one.job.work.file
+        files.setdefault(id(file), (file, []))[1].append(_record(one.job, one.completion, one.grade.result()))
+    for file, records in files.values():
+        file.append(records)
+    return len(done)
+
+
+def _record(job: _Job, completion: Completion, grade: Grade) -> Record:
+    plan = job.work.plan
+    verdict, reason = verdict_of(grade, completion.truncated, plan.protocol.max_new_tokens)
     return Record(
-        item=item.id,
-        level=item.level,
-        sample=sample,
-        seed=seed,
-        prompt=plan.text(item),
-        output=answer.text,
+        item=job.item.id,
+        level=job.item.level,
+        sample=job.sample,
+        seed=job.seed,
+        prompt=plan.text(job.item),
+        output=completion.text,
         answer=grade.answer,
-        gold=item.gold,
+        gold=job.item.gold,
         verdict=verdict,
         reason=reason,
         grader=plan.protocol.grader,
+        tokens=completion.tokens,
     )
+
+
+def verdict_of(grade: Grade, truncated: bool, max_new_tokens: int) -> tuple[Verdict, str | None]:
+    """A truncated answer is not judged on what it happened to say last, but the grader's opinion is kept as reason."""
+    if truncated:
+        return "truncated", f"cut at {max_new_tokens} tokens; graded as it is: {grade.state}"
+    return grade.state, grade.reason
+
+
+def _note_cost(works: Sequence[Work], source: Source, seconds: float) -> None:
+    """Add this generation's time and devices to the meta files of the suites it was for."""
+    total = sum(len(work.missing) for work in works)
+    for work in works:
+        if not work.missing:
+            continue
+        meta = read_meta(work.plan.meta_path)
+        context: dict[str, Any] = dict(meta.context) if meta else {}
+        earlier = context.get("generation", {}).get("seconds", 0.0)
+        spent = round(earlier + seconds * len(work.missing) / total, 3)
+        context["generation"] = {"seconds": spent, "engines": source.processes, "device": source.device}
+        make_meta(work.plan, False, context).write(work.plan.meta_path)
+
+
+def _finish(path: Path, work: Work, started: float) -> Outcome:
+    """Count, and say in the meta file that the evaluation is complete."""
+    plan, records = work.plan, work.file.records
+    name = plan.suite.name
+    if not work.missing and _is_complete(plan):
+        return Outcome(path, name, "already evaluated", samples=len(records))
+    if len(records) != plan.protocol.expected_records:
+        raise ValueError(f"{work.file.path}: {len(records)} records, expected {plan.protocol.expected_records}")
+    meta = read_meta(plan.meta_path)
+    make_meta(plan, True, meta.context if meta else None).write(plan.meta_path)
+    return Outcome(path, name, "evaluated", None, len(records), len(work.missing), time.monotonic() - started)
+
+
+def _is_complete(plan: Plan) -> bool:
+    try:
+        load_evaluation(plan.run.eval, plan.suite.name)
+    except ValueError:
+        return False
+    return True

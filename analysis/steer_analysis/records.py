@@ -1,15 +1,16 @@
 """Per-sample evaluation records on disk: ``<run>/eval/<suite>.jsonl`` beside ``<suite>.meta.json``.
 
-The records grow line by line, each batch fsynced, so a killed evaluation loses at most its last batch. They count as
-complete only when the meta file says so with the number that was expected.
+The records grow line by line and are fsynced every two seconds, so a killed evaluation loses what was not finished and
+graded by then, and no more. They count as complete only when the meta file says so with the number that was expected.
 """
 
 import fcntl
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -24,7 +25,11 @@ UNSCORED: tuple[Verdict, ...] = ("timeout", "error")
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything two accuracies must share to be compared. ``prompt`` says how the question was put to the model."""
+    """Everything two accuracies must share to be compared. ``prompt`` says how the question was put to the model.
+
+    ``revision`` is where the items came from. It does not count: ``content_hash`` is of the items themselves, questions
+    as they are put and golds.
+    """
 
     suite: str
     content_hash: str
@@ -36,11 +41,13 @@ class Protocol:
     seed: int
     grader: str
     prompt: str
+    revision: str = field(default="", compare=False)
 
     @property
     def hash(self) -> str:
         """Twelve hex digits that stand for the protocol."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        counted = {key: value for key, value in asdict(self).items() if key != "revision"}
+        return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def expected_records(self) -> int:
@@ -49,7 +56,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Record:
-    """One sampled answer and its verdict."""
+    """One sampled answer and its verdict. ``tokens``: its length; None in records of older versions."""
 
     item: str
     level: str
@@ -62,6 +69,7 @@ class Record:
     verdict: Verdict
     reason: str | None
     grader: str
+    tokens: int | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -126,6 +134,10 @@ def _record(line: bytes) -> Record | None:
     return record if record.verdict in VERDICTS else None
 
 
+def _lines(records: Iterable[Record]) -> bytes:
+    return "".join(json.dumps(asdict(record)) + "\n" for record in records).encode()
+
+
 class RecordFile:
     """The one writer of a records file: waits for its turn, drops a torn last line (or everything, with ``discard``),
     appends durably."""
@@ -143,19 +155,39 @@ class RecordFile:
         self._file.truncate(size)
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # dies with its process: never stale
-        except BlockingIOError:
-            print(f"{self.path}: another evaluation is writing it; waiting for that one", flush=True)
-            fcntl.flock(self._file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # dies with its process: never stale
+            except BlockingIOError:
+                print(f"{self.path}: another evaluation is writing it; waiting for that one", flush=True)
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+            if self.path.exists() and os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+                return
+            self._file.close()  # it was replaced while we waited
+            self._file = self.path.open("ab")
 
     def append(self, records: Iterable[Record]) -> None:
         """Write records and wait until they are on disk."""
         added = list(records)
-        self._file.write("".join(json.dumps(asdict(record)) + "\n" for record in added).encode())
+        self._file.write(_lines(added))
         self._file.flush()
         os.fsync(self._file.fileno())
         self.records += added
+
+    def replace(self, records: Sequence[Record]) -> None:
+        """Put others in the place of all records: whole or not at all. Nothing can be appended afterwards."""
+        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(_lines(records))
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, self.path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        self.records = list(records)
 
     def __enter__(self) -> Self:
         return self
@@ -189,4 +221,12 @@ def load_evaluation(folder: Path, suite: str) -> Evaluation:
             f"evaluation on {suite} is not complete ({len(records)} of {meta.protocol.expected_records} samples): "
             "run steer eval again, it continues"
         )
+    require_one_grader(folder / f"{suite}.jsonl", records, meta.protocol)
     return Evaluation(meta, records)
+
+
+def require_one_grader(path: Path, records: Iterable[Record], protocol: Protocol) -> None:
+    """``ValueError`` when a record was graded by another grader than the protocol's: a regrading was interrupted
+    between its two files."""
+    if other := next((record.grader for record in records if record.grader != protocol.grader), None):
+        raise ValueError(f"{path}: graded by {other}, the meta file says {protocol.grader}: run steer regrade again")

@@ -20,7 +20,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from steer_experiments.answers import boxed_answer, clean, integer
+
 State = Literal["correct", "wrong", "unparsed", "timeout", "error"]
+ANSWER_LENGTH = 200
+"""Characters of an extracted answer that are kept."""
 FAILED: frozenset[str] = frozenset({"timeout", "error"})  # the grader failed, not the model
 
 
@@ -77,30 +81,61 @@ class IntegerGrader:
         return int(text) if self._ANSWER.fullmatch(text) else None
 
 
-class MathGrader:
-    """math-verify behind a pool of worker processes; `close()` ends them, and so does the end of this process.
+def compare_quickly(answer: str, gold: str) -> Grade | None:
+    """The verdict on a box's content where text alone decides: both plain integers, or the same text; else None."""
+    right = clean(gold)
+    ours, theirs = integer(answer), integer(right)
+    if ours and theirs:
+        return Grade("correct" if ours == theirs else "wrong", answer[:ANSWER_LENGTH])
+    if answer == right:
+        return Grade("correct", answer[:ANSWER_LENGTH])
+    return None
 
-    A call waits for a free worker, then gives it `timeout` seconds. A worker that is late is killed and replaced
-    (state "timeout"); one that died without being killed by us is replaced and asked once more.
+
+class MathGrader:
+    """math-verify on the last box (else on the whole text) behind a pool of worker processes.
+
+    Equal texts and plain integers are judged here, in microseconds, as math-verify judges them. For the rest a call
+    waits for a free worker, then gives it `timeout` seconds. A worker that is late is killed and replaced (state
+    "timeout"); one that died without being killed by us is replaced and asked once more. `close()` ends the workers,
+    and so does the end of this process.
     """
 
-    name = "math-verify"
-    version = "0.9.0"
-    TAIL = 10_000  # characters of the response the grader sees
+    name = "math"
+    version = "2+math-verify.0.9.0"  # raise the first number whenever a verdict can change
+    TAIL = 10_000  # characters of an answer, or of a response without a box, that the grader sees
     START_SECONDS = 120.0  # importing sympy on a busy machine
 
-    def __init__(self, timeout: float = 5.0, workers: int = 2) -> None:
+    def __init__(self, timeout: float = 5.0, workers: int = 2, fast: bool = True) -> None:
         if timeout <= 0 or workers < 1:
             raise ValueError(f"timeout is {timeout} and workers is {workers}; both must be positive")
-        self.timeout = timeout
-        self._size = workers
+        self.timeout, self.workers, self.fast = timeout, workers, fast
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # None: a place whose worker is not started
         for _ in range(workers):
             self._idle.put(None)
 
     def grade(self, response: str, gold: str) -> Grade:
-        """Grade the last 10,000 characters of `response`; works from any thread."""
-        request = {"response": response[-self.TAIL :], "gold": gold}
+        """Grade the last box of `response`, or its last 10,000 characters where it has none; from any thread."""
+        found = boxed_answer(response)
+        if found.problem:
+            return Grade("unparsed", reason=found.problem)
+        if found.text is None:
+            return self._ask({"text": response[-self.TAIL :], "boxed": "", "gold": gold})
+        return self.compare(found.text, gold)
+
+    def compare(self, answer: str, gold: str) -> Grade:
+        """Grade an answer that is already taken out of its box."""
+        if self.fast and (quick := compare_quickly(answer, gold)):
+            return quick
+        if len(answer) > self.TAIL:
+            return Grade("unparsed", answer[:ANSWER_LENGTH], f"the box holds {len(answer):,} characters")
+        return self._ask({"text": answer, "boxed": "yes", "gold": gold})
+
+    def reads(self, gold: str) -> bool:
+        """Whether math-verify can read `gold`; one that it cannot is compared as text."""
+        return self._ask({"text": "", "boxed": "read", "gold": gold}).state == "correct"
+
+    def _ask(self, request: dict[str, str]) -> Grade:
         with self._place() as place:
             for attempt in ("first", "second"):
                 try:
@@ -119,11 +154,11 @@ class MathGrader:
 
     def close(self) -> None:
         """End all workers; waits for calls in progress. A later call starts new ones."""
-        for _ in range(self._size):
+        for _ in range(self.workers):
             worker = self._idle.get()
             if worker is not None:
                 worker.kill()
-        for _ in range(self._size):
+        for _ in range(self.workers):
             self._idle.put(None)
 
     @contextmanager

@@ -42,6 +42,30 @@ def test_eval_names_every_run_it_could_not_evaluate(tmp_path: Path, run_maker: A
     assert "there is no checkpoint" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([], ["give run directories, or --model"]),
+        (["--model", "m"], ["--model and --output belong together"]),
+        (["r", "--greedy", "--temperature", "0.5", "--gpus", "0"], ["--greedy is temperature 0", "--gpus 0"]),
+        (["r", "--n", "x", "--n", "aime24=0"], ["--n x: must be N or SUITE=N", "--n aime24=0"]),
+    ],
+)
+def test_eval_says_every_mistake_before_anything_starts(words: list[str], parts: list[str]) -> None:
+    done = steer("eval", *words)
+    assert done.returncode == 2
+    assert all(part in done.stderr for part in parts), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_regrade_as_a_person_types_it(study: Path) -> None:
+    done = steer("regrade", study / "trials" / "ppo", study / "trials" / "7", "--grader", "math")
+    assert done.returncode == 1
+    assert "160 answers regraded" in done.stdout
+    assert "(integer@1 -> math@" in done.stdout
+    assert "nothing is evaluated: run steer eval" in done.stdout
+
+
 def test_wrong_folder_is_a_mistake_and_no_traceback(tmp_path: Path) -> None:
     done = steer("report", tmp_path)
     assert done.returncode == 2

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,22 @@ def test_not_complete_until_the_meta_says_so(tmp_path: Path, run_maker: Any) -> 
     path.write_text(json.dumps(json.loads(path.read_text()) | {"complete": False}))
     with pytest.raises(ValueError, match="not complete"):
         load_evaluation(folder, "tiny_test")
+
+
+def test_records_of_another_grader_than_the_meta_says_are_not_believed(tmp_path: Path, run_maker: Any) -> None:
+    folder = run_maker(tmp_path / "a") / "eval"
+    path = folder / "tiny_test.meta.json"
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps(meta | {"protocol": meta["protocol"] | {"grader": "integer@2"}}))
+    with pytest.raises(ValueError, match="graded by integer@1, the meta file says integer@2"):
+        load_evaluation(folder, "tiny_test")
+
+
+def test_where_the_items_came_from_does_not_change_the_protocol(tmp_path: Path, run_maker: Any) -> None:
+    protocol = load_evaluation(run_maker(tmp_path / "a") / "eval", "tiny_test").meta.protocol
+    other = replace(protocol, revision="another file with the same items")
+    assert (other, other.hash) == (protocol, protocol.hash)
+    assert replace(protocol, grader="math@2").hash != protocol.hash
 
 
 def test_damaged_meta_is_named(tmp_path: Path) -> None:

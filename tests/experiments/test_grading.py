@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from steer_experiments.grading import Grade, IntegerGrader, MathGrader
 from steer_experiments.rewarding import FAILURE_FILE, FailureGuard, GraderBroken, make_reward_func, response_of
 
-HANGS = r"$\boxed{10^{10^{10}}}$"  # sympy writes out ten billion digits, inside C code
+HANGS = r"$\boxed{10^{10^{10}}-10^{10^{10}}}$"  # sympy writes out ten billion digits, inside C code
 REWARD_FILES = Path(__file__).parents[2] / "experiments" / "steer_experiments"
 
 
@@ -122,7 +122,9 @@ def test_a_hanging_answer_is_killed_and_the_next_one_is_graded() -> None:
 
 
 def test_eight_threads_share_two_workers(math: MathGrader) -> None:
-    cases = [(rf"$\boxed{{{n}}}$", str(n + n % 2), "wrong" if n % 2 else "correct") for n in range(48)]
+    cases = [
+        (rf"$\boxed{{\frac{{{2 * n}}}{{2}}}}$", str(n + n % 2), "wrong" if n % 2 else "correct") for n in range(48)
+    ]
     with ThreadPoolExecutor(8) as pool:
         states = list(pool.map(lambda case: math.grade(case[0], case[1]).state, cases))
     assert states == [state for _, _, state in cases]
@@ -136,7 +138,7 @@ def test_a_worker_killed_in_the_middle_is_replaced_and_asked_again() -> None:
         (pid,) = grader.worker_pids()
         os.kill(pid, signal.SIGSTOP)  # the request will be waiting in a worker that does nothing
         with ThreadPoolExecutor(1) as pool:
-            verdict = pool.submit(grader.grade, r"$\boxed{7}$", "7")
+            verdict = pool.submit(grader.grade, r"$\boxed{\frac{14}{2}}$", "7")
             while grader.worker_pids():  # until the request has taken the worker
                 time.sleep(0.01)
             os.kill(pid, signal.SIGKILL)

@@ -5,11 +5,11 @@
 Both sides ask the same engine, in this process, for the same answers with the same seeds. Plain: `LLM.generate` with
 all requests at once, nothing graded, nothing written. Ours: what `steer eval` does with them: generate, grade in
 threads, save and fsync every two seconds. The rounds take turns, so that a busy machine slows both; prefix caching is
-emptied before each. The ratio is that of the medians. Starting the engine is not part of it: both need one.
+emptied before each. The ratio is the median of the rounds' own ratios, in wall seconds and in CPU seconds of the
+process (which a busy machine hardly changes). Starting the engine is not part of it: both need one.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -67,30 +67,43 @@ class Reused:
         """The engine is not ours."""
 
 
-def plain(engine: Engine, requests: Sequence[Request]) -> float:
-    """Seconds of `LLM.generate`."""
+Seconds = tuple[float, float]
+
+
+def now() -> Seconds:
+    """Wall and CPU seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+def since(started: Seconds) -> Seconds:
+    wall, cpu = now()
+    return wall - started[0], cpu - started[1]
+
+
+def plain(engine: Engine, requests: Sequence[Request]) -> Seconds:
+    """What `LLM.generate` takes."""
     from vllm import SamplingParams, TokensPrompt
 
     llm: Any = engine._llm
     inputs = [TokensPrompt(prompt_token_ids=engine._tokens[one.prompt, one.chat]) for one in requests]
     how = [SamplingParams(temperature=1.0, top_p=1.0, max_tokens=24, seed=one.seed) for one in requests]
     llm.reset_prefix_cache()
-    started = time.perf_counter()
+    started = now()
     outputs = llm.generate(inputs, how, use_tqdm=False)
     assert len(outputs) == len(requests)
-    return time.perf_counter() - started
+    return since(started)
 
 
-def ours(engine: Engine, plan: Plan, path: Path) -> float:
-    """Seconds of generating, grading and saving."""
+def ours(engine: Engine, plan: Plan, path: Path) -> Seconds:
+    """What generating, grading and saving take."""
     engine._llm.reset_prefix_cache()
     with RecordFile(path, discard=True) as file:
         work = Work(plan, file, [(item, n) for item in plan.suite.items for n in range(SAMPLES)], None)
         jobs = [_Job(work, item, n, request_seed(0, item.id, n)) for item, n in work.missing]
-        started = time.perf_counter()
+        started = now()
         _generate(plan.checkpoint, jobs, Reused(engine), Progress("bench", len(jobs), 0, lambda text: None))
         assert len(file.records) == len(jobs)
-        return time.perf_counter() - started
+        return since(started)
 
 
 def main() -> None:
@@ -106,12 +119,18 @@ def main() -> None:
         with closing(Engine(plan.checkpoint, requests)) as engine:
             plain(engine, requests), ours(engine, plan, folder / "warm.jsonl")
             timed = [(plain(engine, requests), ours(engine, plan, folder / f"{n}.jsonl")) for n in range(args.rounds)]
-    theirs_s, ours_s = (statistics.median(side) for side in zip(*timed, strict=True))
-    print("| answers | plain vLLM, 1/s | steer eval, 1/s | ours / plain | rounds |")
-    print("|--:|--:|--:|--:|---|")
-    rounds = json.dumps([[round(one, 2), round(other, 2)] for one, other in timed])
-    rates = f"{len(requests) / theirs_s:,.0f} | {len(requests) / ours_s:,.0f} | {theirs_s / ours_s:.3f}"
-    print(f"| {len(requests)} | {rates} | {rounds} s |")
+    show(len(requests), timed)
+
+
+def show(count: int, timed: Sequence[tuple[Seconds, Seconds]]) -> None:
+    """The table: one row in wall seconds, one in CPU seconds."""
+    print("| seconds | plain vLLM, answers/s | steer eval, answers/s | ours / plain | of the rounds |")
+    print("|---|--:|--:|--:|---|")
+    for place, name in enumerate(("wall", "CPU")):
+        rates = [statistics.median(count / pair[side][place] for pair in timed) for side in (0, 1)]
+        ratios = [theirs[place] / ours_[place] for theirs, ours_ in timed]
+        all_ = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(f"| {name} | {rates[0]:,.0f} | {rates[1]:,.0f} | {statistics.median(ratios):.3f} | {all_} |")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a run must have produced before it counts as finished. Failure is a state with a reason, never a number."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,9 +132,14 @@ def grader_failure(run: RunDir) -> str | None:
     return None if found is None else f"the grader failed: {found.get('reason') or json.dumps(found)}"
 
 
+def without_guesses(text: str) -> str:
+    """A log without what Ray lists as possible causes of any death, the OOM killer always among them."""
+    return re.sub(r"(possible reasons include|potential root causes).*", "", text, flags=re.IGNORECASE)
+
+
 def explain(lines: Sequence[str]) -> str | None:
     """What the last lines of a log say about memory or disk, or None."""
-    text = "\n".join(lines)
+    text = without_guesses("\n".join(lines))
     if any(sign in text for sign in OUT_OF_MEMORY):
         return "out of memory: lower the micro-batch sizes, the object store, or the number of slots"
     if any(sign in text for sign in NO_SPACE):

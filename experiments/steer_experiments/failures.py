@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .checks import NO_SPACE, OUT_OF_MEMORY
+from .checks import NO_SPACE, OUT_OF_MEMORY, without_guesses
 from .run_dir import RunDir
 
 Kind = Literal["config", "out_of_memory", "nan", "infrastructure", "timeout", "preempted", "interrupted", "training"]
@@ -21,13 +21,15 @@ FULL_BYTES = 1 << 20
 _PREEMPTED = r"preempted|requeued"
 _TIMEOUT = r"stalled:|\(stall_minutes\)|slurm: timeout|time limit"
 _OUT_OF_MEMORY = "|".join(re.escape(one) for one in OUT_OF_MEMORY if one != "OOM") + r"|out_of_memory|oom.?kill"
-_PLACE = "|".join(map(re.escape, NO_SPACE)) + r"|no space left on|another process is running this run"
+_PLACE = "|".join(map(re.escape, NO_SPACE)) + r"|no space left on"
+_IN_USE = "another process is running this run"
 _CONFIG = r"configerror|unrecognized arguments|invalid choice|exit code 2\b|\d mistakes?:"
 _NAN = r"is no number|contains either `inf`, `nan`|loss is nan|nan loss|nan detected|nan or inf"
 _BROKEN = (
     r"cuda error|cudnn error|nccl (error|watchdog)|\becc error|fallen off the bus|input/output error|stale file handle"
     r"|read-only file system|node_fail|connection (refused|reset|timed out)|(raylet|owner|worker|node) died"
     r"|(actordied|actorunavailable|rayactor|workercrashed|nodedied|enginedead)error|gcs server"
+    r"|connect to gcs|raylet is terminated"
 )
 _KILLED = r"sigkill|sigbus|signal [79]\b|vanished"
 
@@ -64,14 +66,17 @@ def classify(run: RunDir, exit_note: str = "") -> Failure:
 def _vanished_kind(run: RunDir, exit_note: str) -> Kind:
     if _has(exit_note, _PREEMPTED):
         return "preempted"
-    found = _kind([exit_note], _lines(run))
+    log = _lines(run)
+    if _has("\n".join(log), _IN_USE):  # refused like bad input, which it is not
+        return "infrastructure"
+    found = _kind([exit_note], log)
     return found if found in ("config", "out_of_memory", "timeout") else "infrastructure"
 
 
 def _kind(words: Sequence[str], log: Sequence[str]) -> Kind:
     """The class by the reason first, then by the log: what the reason names is nearer to the cause. That something was
     killed says least."""
-    for text in ("\n".join(words), "\n".join(log)):
+    for text in (without_guesses("\n".join(words)), without_guesses("\n".join(log))):
         for kind, signs in _SIGNS:
             if _has(text, signs):
                 return kind

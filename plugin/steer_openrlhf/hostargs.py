@@ -237,10 +237,16 @@ def _flatten(nested: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]
             yield f"{prefix}{name}", value
 
 
+@cache
+def _actions(known: tuple[str, ...], version: str | None) -> Mapping[str, argparse.Action]:
+    """Dotted flag -> its action, for looking only. Built anew for other interventions or another OpenRLHF."""
+    parser = host_parser()
+    return {name[2:]: action for name, action in parser._option_string_actions.items() if name.startswith("--")}
+
+
 def check_flags(flags: Mapping[str, Any]) -> list[str]:
     """Every mistake in dotted flag -> value: unknown names, wrong types or choices, and the plugin's own rules."""
-    parser = host_parser()
-    actions = {name[2:]: action for name, action in parser._option_string_actions.items() if name.startswith("--")}
+    actions = _actions(tuple(interventions()), installed("openrlhf"))
     mistakes = []
     for name, value in flags.items():
         if name not in actions:

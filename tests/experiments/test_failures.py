@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from steer_experiments.checks import explain
 from steer_experiments.failures import classify
 from steer_experiments.run_dir import RunDir, State, Status, now
 
@@ -20,6 +21,7 @@ def run_with(path: Path, state: State | None, reason: str | None = None, log: st
     return run
 
 
+RAYLET = "Raylet is terminated. Possible reasons include: (1) SIGKILL by the user or system OOM killer, (2) x"
 OOM = "step 4\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n"
 
 
@@ -35,6 +37,8 @@ OOM = "step 4\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 G
         ("infrastructure", "failed", "the process ended with exit code 1", "ray.exceptions.RayActorError: x", ""),
         ("infrastructure", "failed", "the process ended with exit code 1: no space left on the disk: ...", "", ""),
         ("infrastructure", "failed", "OSError: [Errno 28] No space left on device: 'x'", OOM, ""),
+        ("infrastructure", "failed", "the process ended with exit code 1", RAYLET, ""),
+        ("infrastructure", "failed", "the process ended with exit code 1", "Failed to connect to GCS within 60 s", ""),
         ("infrastructure", "running", None, "", "killed by SIGKILL"),
         ("infrastructure", "running", None, "", "Slurm: NODE_FAIL"),
         ("infrastructure", None, None, "", ""),
@@ -53,6 +57,11 @@ OOM = "step 4\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 G
 )
 def test_classes(tmp_path: Path, kind: str, state: State | None, reason: str | None, log: str, note: str) -> None:
     assert classify(run_with(tmp_path, state, reason, log), note).kind == kind
+
+
+def test_what_ray_only_guesses_is_no_explanation() -> None:
+    assert explain([RAYLET]) is None
+    assert str(explain([RAYLET, "std::bad_alloc"])).startswith("out of memory")
 
 
 def test_bad_input_of_the_command_is_a_config_failure(tmp_path: Path) -> None:

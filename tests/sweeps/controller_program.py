@@ -44,5 +44,7 @@ if __name__ == "__main__":
     dangerous(LocalExecutor, "submit")
     dangerous(Study, "complete")
     study = open_study(path, sweep)
-    finished = Controller(study, lambda line: print(line, flush=True), TRIAL, poll_s=0.05).run()
+    controller = Controller(study, lambda line: print(line, flush=True), TRIAL, poll_s=0.05)
+    print("at work", flush=True)
+    finished = controller.run()
     print("nothing left" if finished else "stopped", flush=True)

@@ -244,15 +244,16 @@ def test_every_controller_can_be_asked_to_stop_from_elsewhere(
     control: Make, sweep: Make, sweep_file: Make, tmp_path: Path
 ) -> None:
     behave(tmp_path, ppo="hang", steer="hang")
-    programs = [controller_program(sweep_file(retries=0), tmp_path / "study") for _ in range(2)]
+    programs = [controller_program(sweep_file(retries=0, n_trials=1), tmp_path / "study") for _ in range(2)]
+    assert [program.stdout.readline() for program in programs if program.stdout] == ["at work\n"] * 2
     started(tmp_path, "ppo")
     started(tmp_path, "0")
     read_study(tmp_path / "study").request_stop()
     outputs = [program.communicate(timeout=LONG_S)[0] for program in programs]
     assert all(output.endswith("stopped\n") for output in outputs), outputs
     behave(tmp_path)
-    run(control, sweep, tmp_path, retries=0)  # an old request stops nobody
-    assert_nothing_lost_or_repeated(tmp_path, 4)
+    run(control, sweep, tmp_path, retries=0, n_trials=1)  # an old request stops nobody
+    assert_nothing_lost_or_repeated(tmp_path, 2)
 
 
 def test_a_dead_trial_of_a_dead_controller_is_no_failure(

@@ -164,6 +164,7 @@ class Controller:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             self._later[lease] = time.monotonic() + pause_s, pause_s
         self.leases.release(lease)
+        self._budget_spent()
 
     def _end_all(self) -> None:
         """Ask every running trial to stop and wait: each ends its training and says that it was stopped. Asked a second

@@ -131,7 +131,8 @@ class Look:
 
     def summary(self) -> str:
         """One line: how many trials are in which state, and the best value so far."""
-        parts = [f"{len(self.running())} running", *(f"{n} {state}" for state, n in self.counts.most_common())]
+        ranked = sorted(self.counts.items(), key=lambda one: (-one[1], one[0]))
+        parts = [f"{len(self.running())} running", *(f"{n} {state}" for state, n in ranked)]
         line, best = ", ".join(parts), self.front.trials
         if best and len(self.front.signs) > 1:
             return f"{line}; Pareto front of {len(best)}"

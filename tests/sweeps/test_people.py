@@ -108,7 +108,7 @@ def test_seeds_objectives_constraints_and_failures_are_shown(mixed: Study, capsy
     print_table(mixed)
     printed = capsys.readouterr().out
     assert all(f" {name} " in printed for name in ("seeds", "score", "second", "accuracy", "entropy", "left"))
-    assert "0 running, 2 complete, 1 infeasible, 1 failed; Pareto front of 1" in printed
+    assert "0 running, 2 complete, 1 failed, 1 infeasible; Pareto front of 1" in printed
     assert describe_best(mixed).startswith(
         "Pareto front: 1 of 2 trials (best)\neval/score = 0.5715, eval/second = -0.5"
     )
@@ -357,7 +357,15 @@ def test_watch_ends_cleanly_with_control_c(sweep: Make, tmp_path: Path) -> None:
     add(study, 2)
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "steer_sweeps", "sweep", "status", str(study.path), "--watch"]
-    watcher = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"})
+    watcher = subprocess.Popen(
+        command,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm"},
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored in a background job
+    )
     os.close(theirs)
     printed, end = "", time.monotonic() + LONG_S
     while "2 complete" not in printed and time.monotonic() < end:

@@ -121,8 +121,11 @@ def test_a_job_whose_shell_vanished_too_is_lost(at: Any) -> None:
     executor = place.executor()
     executor.submit(place.job("gone", "hang"))
     until(lambda: place.lines("start"))
-    for pid in marked(place.study / "jobs" / "gone"):
-        psutil.Process(pid).kill()
+    processes = [psutil.Process(pid) for pid in marked(place.study / "jobs" / "gone")]
+    for process in processes:
+        process.suspend()  # else the shell notes how its child ended
+    for process in processes:
+        process.kill()
     until(lambda: executor.state("gone") in OVER)
     assert executor.state("gone") == JobState.lost
     assert "vanished" in executor.exit_note("gone")

@@ -362,9 +362,7 @@ def test_watch_ends_cleanly_with_control_c(sweep: Make, tmp_path: Path) -> None:
         stdout=theirs,
         stderr=theirs,
         env=os.environ | {"TERM": "xterm"},
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # ignored in a background job
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a background job
     )
     os.close(theirs)
     printed, end = "", time.monotonic() + LONG_S

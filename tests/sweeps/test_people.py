@@ -1,6 +1,5 @@
 """What people see of a study and do with it: tables, the best, export, stop, retry, and the winner's recipe."""
 
-import argparse
 import csv
 import io
 import json
@@ -23,18 +22,16 @@ from optuna.trial import FrozenTrial, TrialState
 from steer_experiments.config import load_recipe
 from steer_experiments.recipes import flatten, read_yaml
 from steer_openrlhf.errors import ConfigError
-from steer_sweeps import cli, importance
 from steer_sweeps.attend import PATIENCE_S
 from steer_sweeps.commands import retry
 from steer_sweeps.controller import Controller
 from steer_sweeps.display import describe_best, print_table, screen
-from steer_sweeps.export import FORMATS, columns, exported, hours_by_state
+from steer_sweeps.export import columns, exported, hours_by_state
 from steer_sweeps.importance import importances
 from steer_sweeps.results import write_summary
 from steer_sweeps.rows import LAST_ENDED, MOST_RUNNING, Look, keys_text, plain, rows
 from steer_sweeps.spec import Sweep
 from steer_sweeps.study import Study, open_study, read_study
-from steer_sweeps.tracking import wandb_variables
 from steer_sweeps.winner import Front, winners, write_winners
 from study_helpers import LONG_S, behave, controller_program, started
 
@@ -382,33 +379,3 @@ def test_export_by_the_command(sweep: Make, tmp_path: Path) -> None:
     target = tmp_path / "out.json"
     assert steer("export", str(study.path), "--output", str(target)).stdout == f"wrote {target}\n"
     assert target.read_text() == exported(study, "json")
-
-
-def test_the_command_line_knows_what_there_is() -> None:
-    assert cli.FORMATS == FORMATS
-    assert tuple(importance.EVALUATORS) == cli.EVALUATORS
-
-
-def test_the_page_names_every_command_and_option() -> None:
-    parser = argparse.ArgumentParser()
-    cli.register(parser.add_subparsers())
-    text = (Path(cli.__file__).parents[1] / "COMMANDS.md").read_text(encoding="utf-8")
-    (sweep_command,) = choices(parser).values()
-    for name, command in choices(sweep_command).items():
-        (line,) = [one for one in text.splitlines() if one.startswith(f"    steer sweep {name} ")]
-        options = [
-            word for action in command._actions for word in action.option_strings if word not in ("-h", "--help")
-        ]
-        assert [word for word in options if f"{word}]" not in line and f"{word} " not in line] == []
-
-
-def choices(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    (found,) = [one.choices for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
-    return dict(found)
-
-
-def test_a_trial_tells_wandb_its_name_and_its_study() -> None:
-    found = wandb_variables("band", "band-3-s1", "band-1f-t3-s1-a0", {})
-    assert found["WANDB_RUN_GROUP"] == "band"
-    assert found["WANDB_NAME"] == "band-3-s1"
-    assert wandb_variables("band", "x", "y", {"WANDB_RUN_GROUP": "mine"})["WANDB_RUN_GROUP"] == "mine"

@@ -18,10 +18,10 @@ there() { # COMMAND: on the path, or where Debian puts daemons
 install() { # PACKAGE...: quietly; no daemon is started
   export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
   if [ "$updated" = 0 ]; then
-    timeout 300 apt-get update -qq >/dev/null 2>&1
+    timeout 120 apt-get update -qq >/dev/null 2>&1
     updated=1
   fi
-  timeout 900 apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1
+  timeout 240 apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1
 }
 
 for service in "${services[@]}"; do

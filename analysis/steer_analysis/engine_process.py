@@ -7,12 +7,12 @@ It ends with its input, and with its parent.
 import json
 import os
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+from steer_experiments.processes import die_with_parent
 
 from .generate import Engine, Request, Sampling
 
@@ -21,7 +21,7 @@ def main() -> None:
     """Serve one checkpoint after the other until the input ends."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # vLLM and its libraries print to stdout
-    _die_with_parent(os.getppid())
+    die_with_parent()
     for line in sys.stdin:
         for event in serve(json.loads(line)):
             replies.write(json.dumps(event) + "\n")
@@ -40,15 +40,6 @@ def serve(work: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"error": str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"}
         return
     yield {"done": True}
-
-
-def _die_with_parent(parent: int) -> None:
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

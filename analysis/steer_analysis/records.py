@@ -8,14 +8,13 @@ import fcntl
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
-from steer_experiments.run_dir import read_json, write_json
+from steer_experiments.run_dir import read_json, write_json, write_text
 
 Verdict = Literal["correct", "wrong", "unparsed", "truncated", "timeout", "error"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -176,17 +175,7 @@ class RecordFile:
 
     def replace(self, records: Sequence[Record]) -> None:
         """Put others in the place of all records: whole or not at all. Nothing can be appended afterwards."""
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(_lines(records))
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, self.path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_text(self.path, _lines(records).decode())
         self.records = list(records)
 
     def __enter__(self) -> Self:

@@ -14,12 +14,11 @@ import os
 import resource
 import signal
 import sys
-import threading
-import time
 from functools import lru_cache
 from typing import Any
 
 from steer_experiments.answers import clean, same_text
+from steer_experiments.processes import die_with_parent
 
 MEMORY_BYTES = 2 << 30
 KILL_MARGIN_SECONDS = 5.0  # the parent kills at the deadline; the kernel's timer is for a parent that is gone
@@ -31,7 +30,7 @@ def main() -> None:
     """Serve requests until the input ends."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # parsers print to stdout
-    _die_with_parent(os.getppid())
+    die_with_parent()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES if hard < 0 else min(MEMORY_BYTES, hard), hard))
     import math_verify  # noqa: F401  (seconds: before "ready", so that no request pays for it)
@@ -145,15 +144,6 @@ def _magnitude(value: Any) -> float:
 
 def _reply(state: str, answer: str | None = None, reason: str | None = None) -> Reply:
     return {"state": state, "answer": answer and answer[:ANSWER_LENGTH], "reason": reason and reason[:ANSWER_LENGTH]}
-
-
-def _die_with_parent(parent: int) -> None:
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +55,19 @@ def _die_with(parent: int) -> Callable[[], None]:
             os._exit(1)
 
     return in_child
+
+
+def die_with_parent() -> None:
+    """End with the process that started us, when it is gone for a second. (The kernel's own way, as in :func:`spawn`,
+    ends a child with the *thread* that started it.)"""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def descendants() -> set[psutil.Process]:
@@ -170,15 +185,16 @@ def _remove_abandoned(where: Path) -> None:
 
 
 @contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """A list that receives SIGINT, SIGTERM and SIGHUP instead of this process; a second one kills as usual."""
+def stop_requests(polite: int = 1) -> Iterator[list[int]]:
+    """A list that receives SIGINT, SIGTERM and SIGHUP instead of this process; after ``polite`` of them the next one
+    kills as usual."""
     received: list[int] = []
 
     def on_signal(number: int, frame: object) -> None:
-        if received:
+        received.append(number)
+        if len(received) > polite:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        received.append(number)
 
     wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     old = {number: signal.signal(number, on_signal) for number in wanted}

@@ -8,9 +8,9 @@ in files: the run directories, the executor's records, the leases, and Optuna's 
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
+from steer_experiments import processes
 from steer_experiments.failures import Failure
 from steer_openrlhf.errors import ConfigError
 
@@ -40,7 +40,6 @@ TROUBLE_S = 5.0
 """How long an executor that does not answer is left alone."""
 LONGEST_PAUSE_S = 300.0
 TRIAL_COMMAND = (sys.executable, "-m", "steer_experiments.train", "{config}", "--run-dir", "{run_dir}")
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopNow(Exception):
@@ -84,7 +83,7 @@ class Controller:
         """Until nothing is owed, also by other controllers (True), or somebody asks to stop (False). ``watch`` sees
         what runs, every poll."""
         self.study.patience.tell, self.study.patience.meanwhile = self._say, self._meanwhile
-        with _stop_requests() as self._stop:
+        with processes.stop_requests(polite=2) as self._stop:
             try:
                 return self._run(watch)
             except StopNow:
@@ -341,22 +340,3 @@ class Controller:
         if told:
             self._spent = True
             self._say(f"the budget is spent ({', '.join(told)}): no new trial is started")
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list that receives SIGINT, SIGTERM and SIGHUP; a third one kills as usual."""
-    received: list[int] = []
-
-    def on_signal(number: int, frame: object) -> None:
-        received.append(number)
-        if len(received) > 2:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    old = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -8,7 +8,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from steer_openrlhf.errors import ConfigError
 
 from .base import ExecutorError, Job, JobState
 from .config import RayConfig
-from .locks import locked
+from .queued import Queued
 from .ray_entry import KEY, Task
 from .ray_mirror import assemble, write_files
-from .records import Record, how, live_jobs, record_of, replaced
+from .records import Record, how, record_of, replaced
 
 TIMEOUT_S = 30.0
 SYNC_S = 2.0
@@ -33,11 +32,12 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 Info = dict[str, Any]
 
 
-class RayExecutor:
+class RayExecutor(Queued):
     """See :class:`.base.Executor`. A handle is the job's name, which is its submission id."""
 
     def __init__(self, config: RayConfig, study_dir: Path) -> None:
-        self.config, self.study_dir = config, study_dir
+        super().__init__(config.slots, study_dir)
+        self.config = config
         self._python = config.python or sys.executable
         self._synced: dict[str, float] = {}
         try:
@@ -47,37 +47,7 @@ class RayExecutor:
                 [f"executor.address = {config.address!r}: {error}; it is the dashboard of a running Ray cluster"]
             ) from None
 
-    def free(self) -> int:
-        with self._one_at_a_time():
-            return max(self.config.slots - self._running(), 0)
-
-    def _running(self) -> int:
-        return len([record for record in live_jobs(self.study_dir) if not self._over(record)])
-
-    def _over(self, record: Record) -> bool:
-        over = self.state(record.path.name) in (JobState.ended, JobState.lost)
-        if over:
-            record.live.unlink(missing_ok=True)
-        return over
-
-    def _one_at_a_time(self) -> AbstractContextManager[None]:
-        """No controller counts while another submits."""
-        return locked(self.study_dir / "jobs.lock")
-
-    def submit(self, job: Job) -> str:
-        """Raises :class:`ExecutorError` when no slot is free."""
-        with self._one_at_a_time():
-            if self.find(job.name) is not None:
-                return job.name
-            if self._running() >= self.config.slots:
-                raise ExecutorError("no free slot")
-            self._post(job)
-        return job.name
-
-    def _post(self, job: Job) -> None:
-        record = record_of(self.study_dir, job.name)
-        record.write(job)
-        record.mark_live()
+    def _start(self, job: Job, record: Record) -> None:
         task = self._task(job, record)
         request = {
             "entrypoint": shlex.join([self._python, "-m", ENTRY]),

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from steer_openrlhf.errors import ConfigError
 
 from .base import ExecutorError, Job, JobState
 from .config import SlurmConfig
-from .locks import locked
-from .records import Record, how, live_jobs, record_of, replaced, status_of
+from .queued import Queued
+from .records import Record, how, record_of, replaced, status_of
 
 ENTRY = "steer_sweeps.executors.slurm_entry"
 PENDING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
@@ -37,11 +36,12 @@ WARNING_S = 120
 """So long before its time limit a job is stopped and put back into the queue."""
 
 
-class SlurmExecutor:
+class SlurmExecutor(Queued):
     """See :class:`.base.Executor`. A handle is the job's name; Slurm's number is in the job's record."""
 
     def __init__(self, config: SlurmConfig, study_dir: Path) -> None:
-        self.config, self.study_dir = config, study_dir
+        super().__init__(config.slots, study_dir)
+        self.config = config
         self._python = config.python or sys.executable
         self._seen: dict[str, tuple[str, str]] = {}
         self._looked = -LOOK_S
@@ -63,37 +63,11 @@ class SlurmExecutor:
             self._looked = time.monotonic()
         return self._seen
 
-    def free(self) -> int:
-        with self._one_at_a_time():
-            return max(self.config.slots - self._running(), 0)
-
-    def _running(self) -> int:
-        return len([record for record in live_jobs(self.study_dir) if not self._over(record)])
-
-    def _over(self, record: Record) -> bool:
-        over = self.state(record.path.name) in (JobState.ended, JobState.lost)
-        if over:
-            record.live.unlink(missing_ok=True)
-        return over
-
-    def _one_at_a_time(self) -> AbstractContextManager[None]:
-        return locked(self.study_dir / "jobs.lock")
-
     # -- starting ------------------------------------------------------------------------------------------------------
 
-    def submit(self, job: Job) -> str:
-        """Raises :class:`ExecutorError` when no slot is free."""
-        with self._one_at_a_time():
-            if self.find(job.name) is not None:
-                return job.name
-            if self._running() >= self.config.slots:
-                raise ExecutorError("no free slot")
-            record = record_of(self.study_dir, job.name)
-            record.write(job)
-            record.mark_live()
-            write_text(record.slurm_id, self._sbatch(job, record))
-            self._looked = -LOOK_S
-        return job.name
+    def _start(self, job: Job, record: Record) -> None:
+        write_text(record.slurm_id, self._sbatch(job, record))
+        self._looked = -LOOK_S
 
     def _sbatch(self, job: Job, record: Record) -> str:
         """Slurm's number for the new job."""
